@@ -1,0 +1,47 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+NAME ?=
+ARGS ?=
+
+.PHONY: setup demo test lint sweep tables report bench
+
+setup: $(STAMP)
+
+# torch comes first and alone: the wheel that is found first (CPU or CUDA) is the one everything else is fitted to.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, as in: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python train.py -m suite=demo train.steps=1000 "protocol=[exact,paper,code]" seed=0-1 hydra.launcher.n_jobs=2
+	$(BIN)/python scripts/aggregate.py --suite demo
+	$(BIN)/python scripts/report.py --suite demo
+	@echo "Runs:    results/raw/demo/*/ (config.yaml, evals.jsonl, proposals.jsonl, summary.json, ...)"
+	@for kind in tables figures; do \
+		echo "$$kind:"; find results/$$kind/demo -type f 2>/dev/null | sort | sed 's/^/  /'; done
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+sweep: setup
+	@test -n "$(NAME)" || { echo "which one? make sweep NAME=$$(ls sweeps | sed 's/.yaml//' | paste -sd '|')" >&2; exit 2; }
+	$(BIN)/python scripts/sweep.py $(NAME) $(if $(ARGS),-- $(ARGS))
+
+tables: setup
+	$(BIN)/python scripts/aggregate.py $(ARGS)
+
+report: setup
+	$(BIN)/python scripts/report.py $(ARGS)
+
+bench: setup
+	$(BIN)/python scripts/bench.py $(ARGS)

@@ -1,0 +1,170 @@
+"""`hydra/sweeper=leap`: integer ranges such as `seed=0-4`, and one job for all cells that share a training.
+
+In observe mode training does not depend on `predictor` or `K`, so swept values of these two become lists in one job
+per remaining cell. Every job is composed and validated before the first one starts or anything is written.
+"""
+
+# No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString, Transformer
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+FOLDED = ("predictor", "K")
+RANGE = re.compile(r"(\d+)-(\d+)")
+
+Axes = dict[str, list[str]]
+
+
+@dataclass
+class LeapSweeperConf:
+    """The keys under `hydra.sweeper`."""
+
+    _target_: str = "hydra_plugins.leap_sweeper.LeapSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+    ranges: list[str] = field(default_factory=lambda: ["seed"])  # keys whose A-B means A, A+1, ..., B
+    fold: bool = True  # False: one job per cell, with the same numbers
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="leap", node=LeapSweeperConf, provider="leapbench")
+
+
+class LeapSweeper(BasicSweeper):
+    """Hydra's basic sweeper with ranges, folding, early validation, and jobs that may fail alone."""
+
+    def __init__(
+        self,
+        max_batch_size: int | None = None,
+        params: dict[str, str] | None = None,
+        ranges: Sequence[str] = ("seed",),
+        fold: bool = True,
+    ) -> None:
+        super().__init__(max_batch_size, params)
+        self.ranges = tuple(ranges)
+        self.fold = fold
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Carry out the cartesian product of `arguments`.
+
+        Raises:
+            ConfigError: before anything is written, if any job's configuration is wrong.
+            SweepFailed: after the last job, if any failed or diverged.
+        """
+        from leapbench.cli import summarise
+        from leapbench.config import ConfigError
+
+        assert self.config is not None and self.launcher is not None and self.hydra_context is not None
+        if self.max_batch_size is not None and self.max_batch_size < 1:
+            raise ConfigError(f"hydra.sweeper.max_batch_size={self.max_batch_size} must be 1 or more")
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs = self.plan(parser.parse_overrides([*self._parse_config(), *arguments]))
+
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returns: list[Sequence[JobReturn]] = []
+        done = 0
+        for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
+            returns.append(self.launcher.launch(batch, initial_job_idx=done))
+            done += len(batch)
+        line = summarise(_result(job) for batch_returns in returns for job in batch_returns)
+        print(line, flush=True)
+        return returns
+
+    def plan(self, overrides: list[Override]) -> list[list[str]]:
+        """The jobs, each a list of overrides; all of them compose and validate.
+
+        Raises:
+            ConfigError: if one does not.
+        """
+        from leapbench.config import resolve
+
+        axes: Axes = {}
+        swept: set[str] = set()
+        for override in overrides:
+            key = override.get_key_element()
+            axes[key] = self._values(override)
+            (swept.add if override.is_sweep_override() else swept.discard)(key)
+        folded = {
+            key: [_as_list(values)] if key in FOLDED and key in swept and len(values) > 1 else values
+            for key, values in axes.items()
+        }
+        jobs = _jobs(folded)
+        if self.fold and folded != axes and "mode" not in swept:
+            configs = [self._compose(job) for job in jobs]
+            if all(config.get("mode") == "observe" for config in configs):
+                for config in configs:
+                    resolve(config)
+                print(f"{len(_jobs(axes))} cells in {len(jobs)} jobs", flush=True)
+                return jobs
+        jobs = _jobs(axes)
+        for job in jobs:
+            resolve(self._compose(job))
+        return jobs
+
+    def _values(self, override: Override) -> list[str]:
+        """What `override` stands for, as strings: one value, a sweep's values, or a range's integers."""
+        from leapbench.config import ConfigError
+
+        if not override.is_sweep_override():
+            values = [override._value]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_iterator())
+        else:
+            raise ConfigError(f"{override.input_line}: intervals cannot be enumerated; use choice(...) or range(...)")
+        if override.key_or_group not in self.ranges:
+            if override.is_sweep_override():
+                return [Transformer.str(value) for value in values]
+            return [override.get_value_element_as_str()]
+        expanded: list[str] = []
+        for value in values:
+            match = None if isinstance(value, QuotedString) else RANGE.fullmatch(str(value))
+            if match is None:
+                expanded.append(Transformer.str(value))
+                continue
+            first, last = int(match[1]), int(match[2])
+            if last < first:
+                key = override.key_or_group
+                raise ConfigError(f"{key}={value} is an empty range; write it upwards, as in {key}={last}-{first}")
+            expanded.extend(str(number) for number in range(first, last + 1))
+        return list(dict.fromkeys(expanded))
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        assert self.config is not None and self.hydra_context is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        return config
+
+
+def _jobs(axes: Axes) -> list[list[str]]:
+    # A deletion, "~key", has no value.
+    choices = [[f"{key}={value}" if value or key[0] != "~" else key for value in values] for key, values in axes.items()]
+    return [list(job) for job in product(*choices)]
+
+
+def _as_list(values: Sequence[str]) -> str:
+    """`[a,b]`, `c` -> `[a,b,c]`, each element once."""
+    inner = (value[1:-1] if value.startswith("[") else value for value in values)
+    elements = (element.strip() for value in inner for element in value.split(","))
+    return f"[{','.join(dict.fromkeys(element for element in elements if element))}]"
+
+
+def _result(job: JobReturn) -> dict[str, Any]:
+    """What :func:`leapbench.cli.job` returned, or a failure in its form if the job never got that far."""
+    value = job._return_value
+    if job.status == JobStatus.COMPLETED and isinstance(value, dict) and "status" in value:
+        return value
+    if job.status == JobStatus.COMPLETED:
+        return {"status": "completed", "run_id": ""}
+    return {"status": "failed", "run_id": "", "reason": str(value)}

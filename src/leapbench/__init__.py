@@ -1,0 +1,3 @@
+"""leapbench: the referee for weight prediction."""
+
+__version__ = "0.1.0"

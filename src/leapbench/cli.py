@@ -1,0 +1,194 @@
+"""The command line: what a job returns, how a sweep ends, and which errors are the user's.
+
+A user's mistake is one line on stderr and exit status 2, a run that failed or diverged is exit status 1, an interrupted
+command 130. An error nobody foresaw keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from leapbench.config import ConfigError, RunConfig, resolve
+
+STATUSES = ("completed", "skipped", "diverged", "failed")
+FAILURES = ("diverged", "failed")
+CONTINUE = "the same command continues where it stopped"
+STORAGE = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+# How joblib and submitit call a job whose process died without an answer.
+DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
+
+
+class SweepFailed(Exception):
+    """Some runs of a sweep failed or diverged; the message is the sweep's summary line."""
+
+
+def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> dict[str, str]:
+    """Carry out one job and say how it ended: {status, run_id, folder, reason}.
+
+    In a sweep every error becomes `failed`, so that the other jobs go on. Alone, errors end the process.
+
+    Args:
+        cfg: the composed configuration, without Hydra's own node.
+        runner: what carries out a run; default :func:`leapbench.run.run`.
+    """
+    alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
+    config = None
+    try:
+        config = resolve(cfg)
+        end = (runner or _run)(config)
+        result = {key: str(getattr(end, key) or "") for key in ("status", "run_id", "folder", "reason")}
+    except Exception as error:
+        if type(error).__name__ in DEAD_WORKERS:  # submitit ends a job that it takes off the node by raising in it
+            raise
+        known = explain(error, place=str(cfg.get("results_dir")))
+        if alone:
+            if known is None:
+                raise
+            _exit(*known)
+        if known is None:
+            traceback.print_exc()
+        reason = known[0] if known else f"{type(error).__name__}: {error}"
+        result = {"status": "failed", "run_id": config.run_id if config else "", "folder": "", "reason": reason}
+    sentence = f"{result['run_id']} {result['status']}"
+    for extra in ("reason", "folder"):
+        sentence += f": {result[extra]}" if result[extra] else ""
+    bad = result["status"] in FAILURES
+    print(sentence, file=sys.stderr if bad else sys.stdout, flush=True)
+    if alone and bad:
+        sys.exit(1)
+    return result
+
+
+def summarise(results: Iterable[Mapping[str, str]]) -> str:
+    """The sweep in one line: how many ended how, and the run ids of those that need a look.
+
+    Raises:
+        SweepFailed: with that line, if any run failed or diverged.
+    """
+    ends: dict[str, list[str]] = {status: [] for status in STATUSES}
+    for result in results:
+        ends[result["status"]].append(result["run_id"] or "?")
+    parts = [
+        f"{len(ids)} {status}" + (f" ({' '.join(ids)})" if ids and status != "completed" else "")
+        for status, ids in ends.items()
+    ]
+    line = "sweep: " + ", ".join(parts)
+    if any(ends[status] for status in FAILURES):
+        raise SweepFailed(line)
+    return line
+
+
+def main(task: Callable[[], Any]) -> None:
+    """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
+    try:
+        task()
+    except KeyboardInterrupt:
+        _exit(f"interrupted; {CONTINUE}", 130)
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        _exit(*known)
+
+
+def explain(error: BaseException, place: str | None = None) -> tuple[str, int] | None:
+    """(one line, exit status) for an error that has a known remedy, else None.
+
+    Args:
+        error: what was raised.
+        place: the folder to name when a write failed and the error does not say where.
+    """
+    if isinstance(error, SweepFailed):
+        return str(error), 1
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        return explain(cause, place) if cause else None
+    if isinstance(error, MissingConfigException):
+        return _missing(error), 2
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {_first_line(error)}", 2
+    if isinstance(error, AssertionError | TypeError | ValueError) and _raised_in(error, "hydra/_internal/defaults_list.py"):
+        return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
+    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
+        return _composition(error), 2
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        where = error.filename or place or os.getcwd()
+        return f"{where}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
+    if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
+        return f"{place or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
+    if type(error).__name__ in DEAD_WORKERS:
+        return f"a job's process died without an answer (killed, or out of memory?); finished runs are kept, {CONTINUE}", 1
+    return None
+
+
+def _run(config: RunConfig) -> Any:
+    from leapbench.run import run  # torch is imported here, after everything a user can get wrong
+
+    return run(config)
+
+
+def _missing(error: MissingConfigException) -> str:
+    wanted = error.missing_cfg_file or ""
+    group, _, name = wanted.rpartition("/")
+    options = sorted(error.options or ())
+    if not options:
+        return _first_line(error)
+    return f"{group}={name} does not exist{_nearest(name, options)}; there are: {', '.join(options)}"
+
+
+def _composition(error: Exception) -> str:
+    line, cause = _first_line(error), error.__cause__
+    if line.startswith("Ambiguous value for argument"):
+        return f"{line}: to sweep over it add -m, to give a list write key=[a,b]"
+    if "requires --multirun" in line:
+        return line.replace("requires --multirun", "need -m")
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(error, ConfigCompositionException) and cause is not None:
+        if isinstance(parent, DictConfig) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            return f"{cause.full_key} is not a key{_nearest(str(cause.key), [str(key) for key in parent])}"
+        detail = _first_line(cause)
+        return f"{line.rstrip('.')}: {detail}" if line != type(error).__name__ else detail
+    return line
+
+
+def _nearest(name: str, options: list[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+    return any(frame.filename.endswith(file) for frame in traceback.extract_tb(error.__traceback__)[-1:])
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _exit(line: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,76 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+
+# `other` is logging and checkpoints; `eval` is the scorer's. Neither is charged to the method.
+CHARGED = ("train", "snapshot", "regime", "predict", "verify", "adopt")
+LAPS = (*CHARGED, "eval", "other")
+
+
+class Clock:
+    """Adds up seconds per lap. Exactly one lap runs at a time; entering another closes it.
+
+    The device is synchronised only where a lap ends, so steps within one lap keep the device's queue full.
+
+    Args:
+        device: whose queue is waited for.
+        spent: seconds per lap so far, from a checkpoint.
+    """
+
+    def __init__(self, device: torch.device, spent: dict[str, float] | None = None) -> None:
+        self.seconds = dict.fromkeys(LAPS, 0.0) | (spent or {})
+        self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing
+        self._lap, self._since = "other", time.perf_counter()
+
+    def enter(self, lap: str) -> None:
+        """Close the running lap and start `lap`; entering the running lap does nothing."""
+        if lap != self._lap:
+            self._close()
+            self._lap = lap
+
+    def lap(self, name: str) -> AbstractContextManager[None]:
+        """A block that belongs to `name`; the lap around it goes on afterwards."""
+        return _Lap(self, name)
+
+    def now(self) -> dict[str, float]:
+        """Seconds per lap up to this moment."""
+        self._close()
+        return dict(self.seconds)
+
+    @property
+    def charged(self) -> float:
+        """Seconds charged to the method: everything but evaluation and logging."""
+        return sum(self.now()[lap] for lap in CHARGED)
+
+    @property
+    def running(self) -> str:
+        """The running lap."""
+        return self._lap
+
+    def _close(self) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self.seconds[self._lap] += now - self._since
+        self._since = now
+
+
+class _Lap(AbstractContextManager[None]):
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name, self.outer = clock, name, clock.running
+
+    def __enter__(self) -> None:
+        self.outer = self.clock.running
+        self.clock.enter(self.name)
+
+    def __exit__(self, *exc: object) -> None:
+        self.clock.enter(self.outer)
+
+
+def _nothing() -> None:
+    pass

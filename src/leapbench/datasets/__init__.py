@@ -1,0 +1,150 @@
+"""Text as arrays of token ids: :func:`load` returns the three splits of a data set, tokenised once and cached.
+
+A source is one file with `open_corpus(cfg) -> Corpus`; it knows where documents come from and how they are split. Here
+they become sequences, which are stored under a hash of everything they depend on and opened as memory maps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from leapbench.config import ConfigError, DatasetConfig
+from leapbench.datasets import hub, stdlib, text_files
+from leapbench.datasets.corpus import SPLITS
+from leapbench.datasets.tokenize import Tokenizer, batches, identity
+
+SOURCES = {"stdlib": stdlib, "text_files": text_files, "hub": hub}
+VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One split. `ids` (n, tokens), a read-only memory map; `lengths` (n,) of the padded layout, None when packed."""
+
+    ids: np.ndarray
+    lengths: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sequences by number: `input_ids` (B, tokens), and when padded `attention_mask` (B, tokens), both int64."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        batch = {"input_ids": torch.from_numpy(self.ids[chosen].astype(np.int64))}
+        if self.lengths is not None:
+            mask = np.arange(self.ids.shape[1]) < self.lengths[chosen][:, None]
+            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class TextSplits:
+    """A data set: training may use `train`, methods may look at `verification`, only the scorer at `validation`.
+
+    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content.
+    """
+
+    train: Tokens
+    verification: Tokens
+    validation: Tokens
+    vocab_size: int
+    pad_id: int
+    sha256: str
+
+
+def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
+    """The data set `cfg` describes, from the cache if it has been tokenised before.
+
+    packed: documents joined by the tokenizer's separator and cut into sequences of `cfg.tokens`; the rest is dropped.
+    padded: one document is one sequence, truncated and filled up to `cfg.tokens`.
+    Documents of no more than `cfg.min_characters` characters are left out. Several processes may load at once.
+
+    Raises:
+        ConfigError: one line, for a source or tokenizer that cannot be had, a split without a single sequence, or a
+            cache that cannot be written.
+    """
+    if cfg.hold_out_last is not None and cfg.source != "hub":
+        raise ConfigError(
+            f"dataset.hold_out_last={cfg.hold_out_last} needs dataset.source=hub; others split by document"
+        )
+    corpus = SOURCES[cfg.source].open_corpus(cfg)
+    tokenizer_id, make_tokenizer = identity(cfg)
+    parts = (VERSION, cfg.source, corpus.sha256, tokenizer_id, cfg.layout, cfg.tokens, cfg.min_characters,
+             cfg.hold_out_last, cfg.text_column)  # fmt: skip
+    folder = Path(cache_dir).expanduser() / sha256(json.dumps(parts).encode()).hexdigest()
+    if not folder.is_dir():
+        draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+        try:
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise ConfigError(f"cache_dir={cache_dir} cannot be written: {error.strerror}") from None
+        try:
+            tokenizer = make_tokenizer(corpus.read("train"))
+            for split in SPLITS:
+                _write(draft / split, corpus.read(split), tokenizer, cfg)
+            meta = {
+                "vocab_size": tokenizer.vocab_size,
+                "pad_id": tokenizer.pad_id,
+                "dtype": np.dtype(tokenizer.dtype).name,
+            }
+            (draft / "meta.json").write_text(json.dumps(meta))
+            _publish(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    meta = json.loads((folder / "meta.json").read_text())
+    train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
+    return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
+
+
+def _publish(draft: Path, folder: Path) -> None:
+    """Rename into place; a process that was faster has written the same content."""
+    try:
+        os.rename(draft, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:
+    """Tokenise one split into `<stem>.ids` and, when padded, `<stem>.lengths`: bare arrays, written as they come."""
+    separator = np.asarray(list(tokenizer.separator), tokenizer.dtype)
+    size, lengths = 0, []
+    with stem.with_suffix(".ids").open("wb") as file:
+        for batch in batches(documents):
+            for ids in tokenizer.encode(batch):
+                document = np.asarray(ids, tokenizer.dtype)
+                if cfg.layout == "packed":
+                    pieces = [separator, document] if size else [document]
+                elif len(document):
+                    lengths.append(min(len(document), cfg.tokens))
+                    fill = np.full(cfg.tokens - lengths[-1], tokenizer.pad_id, tokenizer.dtype)
+                    pieces = [document[: cfg.tokens], fill]
+                else:
+                    continue
+                for piece in pieces:
+                    piece.tofile(file)
+                    size += len(piece)
+        rows = size // cfg.tokens
+        file.truncate(rows * cfg.tokens * separator.itemsize)
+    if not rows:
+        raise ConfigError(
+            f"dataset.name={cfg.name}: the {stem.name} split has no sequence of {cfg.tokens} tokens; "
+            "lower dataset.tokens, or add text (a .txt file or a row is one document, and a document is in one split)"
+        )
+    if cfg.layout == "padded":
+        np.asarray(lengths, np.int32).tofile(stem.with_suffix(".lengths"))
+
+
+def _open(stem: Path, dtype: str, cfg: DatasetConfig) -> Tokens:
+    ids = np.memmap(stem.with_suffix(".ids"), dtype, mode="r").reshape(-1, cfg.tokens)
+    return Tokens(ids, np.fromfile(stem.with_suffix(".lengths"), np.int32) if cfg.layout == "padded" else None)

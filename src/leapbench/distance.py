@@ -1,0 +1,81 @@
+"""How far candidates are from the weights that training really reached."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leapbench.history import History
+from leapbench.predictors.base import Predictor, coefficients_of
+from leapbench.weights import chunks
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Candidate against truth, both N-vectors; None where a zero displacement leaves it undefined.
+
+    Attributes:
+        rel_l2_to_true: ||candidate - truth|| / ||truth||.
+        rel_l2_now_to_true: ||theta_t - truth|| / ||truth||.
+        cosine: between the predicted and the true displacement from theta_t.
+    """
+
+    rel_l2_to_true: float | None
+    rel_l2_now_to_true: float
+    cosine: float | None
+
+
+class DistanceToTruth:
+    """Distances of any number of candidates made at one snapshot to one truth.
+
+    With D the displacements of the older snapshots and of the truth from theta_t, one pass over memory gives the Gram
+    matrix D D^T; the distance of every candidate that is a sum of snapshots follows from it by algebra.
+
+    Args:
+        history: as it was when the candidates were made.
+        truth: (N,) the weights reached K steps later.
+    """
+
+    def __init__(self, history: History, truth: Tensor) -> None:
+        self.history = history
+        self.truth = truth.to(history.now.weights.device)
+        older = [s.weights for s in history.snapshots[:-1]]
+        size = len(older) + 1
+        gram = torch.zeros(size, size, dtype=torch.float64)
+        self.truth_norm = math.sqrt(max(_dot(self.truth, self.truth), 1e-300))
+        for piece in chunks(self.truth.numel(), self.truth.device):
+            base = history.now.weights[piece].float()
+            rows = torch.stack([v[piece].float() - base for v in (*older, self.truth)])
+            gram += (rows @ rows.T).double().cpu()
+        self.gram = gram
+
+    def of(self, predictor: Predictor, K: int) -> Distance:
+        """Distance of `predictor`'s candidate K steps ahead."""
+        coefficients = coefficients_of(predictor, self.history, K)
+        true_sq = float(self.gram[-1, -1])
+        if coefficients is None:
+            base = self.history.now.weights.float()
+            moved = predictor.predict(self.history, K) - base
+            moved_sq = _dot(moved, moved)
+            inner = _dot(moved, self.truth - base)
+        else:
+            weights = torch.zeros(len(self.gram), dtype=torch.float64)
+            older = torch.tensor(coefficients[:-1], dtype=torch.float64)
+            weights[len(self.gram) - 1 - len(older) : -1] = older
+            moved_sq = float(weights @ self.gram @ weights)
+            inner = float(weights @ self.gram[:, -1])
+        error = math.sqrt(max(moved_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(moved_sq) else math.nan
+        both = math.sqrt(moved_sq * true_sq) if math.isfinite(moved_sq) else 0.0
+        return Distance(
+            rel_l2_to_true=error / self.truth_norm if math.isfinite(error) else None,
+            rel_l2_now_to_true=math.sqrt(true_sq) / self.truth_norm,
+            cosine=inner / both if both > 0 else None,
+        )
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """Inner product, accumulated over pieces in float64."""
+    return sum(float(torch.dot(a[piece].float(), b[piece].float())) for piece in chunks(a.numel(), a.device))

@@ -1,0 +1,67 @@
+"""The figures of a suite as png files, one set per workload, drawn from the same frames as the tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from leapbench.acceptance import RULES
+from leapbench.figures.prediction import acceptance, catastrophe, distance
+from leapbench.figures.style import DPI, STYLE
+from leapbench.figures.training import landscape, loss_regimes, similarity
+from leapbench.read import WORKLOAD, Suite
+from leapbench.tables.common import Published, Table
+from leapbench.tables.render import section_name
+
+__all__ = ["write_figures"]
+
+
+def write_figures(
+    suite: Suite, scored: pd.DataFrame, tables: list[Table], published: Published, folder: Path
+) -> list[Path]:
+    """Draw every figure that the suite has records for; returns the paths.
+
+    Args:
+        suite: the runs.
+        scored: of :func:`leapbench.acceptance.score`.
+        tables: of :func:`leapbench.tables.build`; their frames hold means and intervals.
+        published: the cited figures.
+        folder: where the png files go.
+    """
+    frames = {table.name: table.frame for table in tables}
+    paths: list[Path] = []
+    completed = suite.runs[suite.runs["status"] == "completed"]
+    for workload in completed[WORKLOAD].drop_duplicates().to_dict("records"):
+
+        def own(frame: pd.DataFrame, workload: dict[Hashable, Any] = workload) -> pd.DataFrame:
+            return frame[np.logical_and.reduce([frame[name] == value for name, value in workload.items()])]
+
+        name = section_name({str(key): value for key, value in workload.items()})
+        drawn: dict[str, Figure | None] = {}
+        with plt.rc_context(STYLE):
+            drawn["loss_regimes"] = loss_regimes(own(suite.evals), own(suite.regimes), name)
+            drawn["similarity"] = similarity(own(suite.regimes), name)
+            for rule in RULES:
+                if f"acceptance_{rule}" in frames:
+                    drawn[f"acceptance_{rule}"] = acceptance(own(frames[f"acceptance_{rule}"]), rule, name)
+            if "momentum_catastrophe" in frames:
+                drawn["momentum_catastrophe"] = catastrophe(
+                    own(frames["momentum_catastrophe"]), published.momentum, name
+                )
+            drawn["distance"] = distance(own(scored), name)
+            drawn["landscape"] = landscape(own(suite.landscape), name)
+            slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
+            for stem, figure in drawn.items():
+                if figure is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    paths.append(folder / f"{stem}__{slug}.png")
+                    figure.savefig(paths[-1], dpi=DPI, metadata={"Software": ""})
+                    plt.close(figure)
+    return paths

@@ -1,0 +1,137 @@
+"""Figures of the predictions: acceptance, the momentum catastrophe, the distance to the true weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from leapbench.acceptance import REGIMES, distance_ratio
+from leapbench.figures.style import (
+    PROTOCOL_STYLE,
+    SPARE_STYLES,
+    grid,
+    mark_at_top,
+    predictor_legend,
+    predictor_style,
+    predictors_of,
+    protocols_of,
+    with_interval,
+)
+from leapbench.tables.extrapolation import CALM
+
+RULE_WORDS = {
+    "strict": "strict: predicted loss below the current one", "adaptive": "adaptive: at most one σ above the current loss",
+    "proximity": "proximity: within the protocol's tolerance of the current loss",
+}  # fmt: skip
+
+
+def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
+    """Acceptance rate against K: one panel per protocol and regime, intervals over seeds, published points open."""
+    if not frame["mean"].notna().any():
+        return None
+    protocols, horizons, predictors = protocols_of(frame), sorted(frame["K"].unique()), predictors_of(frame)
+    figure, axes = grid(len(protocols), len(REGIMES), 2.9, 2.3)
+    shift = 0.5 / max(1, len(predictors) - 1)
+    cited: list[Line2D] = []
+    for row, protocol in zip(axes, protocols, strict=True):
+        for ax, regime in zip(row, REGIMES, strict=True):
+            panel = frame[(frame["protocol"] == protocol) & (frame["regime"] == regime)]
+            for i, predictor in enumerate(predictors):
+                cells = panel[panel["predictor"] == predictor].sort_values("K")
+                x = np.array([horizons.index(K) for K in cells["K"]]) + (i - (len(predictors) - 1) / 2) * shift
+                colour, marker = predictor_style(predictor)
+                with_interval(ax, x, cells, colour, marker, "--" if predictor == "persistence" else "-")
+                known = cells["published_mean"].notna().to_numpy()
+                if known.any():
+                    label = f"published mean, {cells.loc[known, 'published_model'].iloc[0]}"
+                    cited.append(Line2D([], [], color="#555555", ls="", marker="o", mfc="white", ms=6, label=label))
+                    ax.plot(
+                        x[known],
+                        cells["published_mean"][known],
+                        ls="",
+                        marker=marker,
+                        mfc="white",
+                        mec=colour,
+                        ms=6,
+                        zorder=5,
+                    )
+            ax.set_xticks(range(len(horizons)), [str(K) for K in horizons])
+            ax.set_ylim(-4, 104)
+            if ax in axes[0]:
+                ax.set_title(regime)
+            if ax in axes[-1]:
+                ax.set_xlabel("K [steps]")
+        row[0].set_ylabel(f"{protocol}\naccepted [%]")
+    predictor_legend(figure, predictors, *cited[:1])
+    n = int(frame["n_seeds"].max())
+    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; mean over n ≤ {n} seeds, bars: 95 % bootstrap interval")
+    return figure
+
+
+def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figure | None:
+    """Predicted over actual loss of the momentum predictor against K, log axis, one line per protocol."""
+    calm = frame[frame["regime"] == CALM]
+    used = calm if calm.loc[calm["predictor"] == "momentum", "mean"].notna().any() else frame[frame["regime"] == "all"]
+    rows = used[used["predictor"] == "momentum"]
+    if not rows["mean"].notna().any():
+        return None
+    figure, axes = grid(1, 1, 7.2, 4.4)
+    ax = axes[0, 0]
+    ax.set_yscale("log")
+    handles = []
+    for i, protocol in enumerate(protocols_of(rows)):
+        cells = rows[rows["protocol"] == protocol].sort_values("K")
+        colour, marker = PROTOCOL_STYLE.get(protocol, SPARE_STYLES[i % len(SPARE_STYLES)])
+        with_interval(ax, cells["K"].to_numpy(dtype=float), cells, colour, marker, "-")
+        mark_at_top(ax, cells.loc[cells["nonfinite_pct"] > 0, "K"].to_numpy(), colour)
+        handles.append(Line2D([], [], color=colour, marker=marker, ms=5, label=f"momentum, protocol {protocol}"))
+    for model, marker in (("gpt2-124m", "o"), ("qwen2.5-1.5b", "s")):
+        cells = published[published["model"] == model]
+        ax.plot(cells["K"], cells["ratio"], color="#555555", ls=":", marker=marker, mfc="white", ms=6)
+        handles.append(Line2D([], [], color="#555555", ls=":", marker=marker, mfc="white", label=f"published, {model}"))
+    ax.axhline(1, color="black", lw=1, ls="--")
+    handles.append(Line2D([], [], color="black", lw=1, ls="--", label="1: as good as staying (persistence)"))
+    if (rows["nonfinite_pct"] > 0).any():
+        handles.append(Line2D([], [], color="#333333", ls="", marker="x", label="at the top: some losses not finite"))
+    ax.set_xticks(sorted(rows["K"].unique()))
+    ax.set_xlabel("K [steps]")
+    ax.set_ylabel("predicted loss / loss now")
+    figure.legend(handles=handles, loc="outside right upper")
+    regime = used["regime"].iloc[0]
+    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}, n = {int(rows['n_seeds'].max())} seeds, "
+                    "bars: 95 % bootstrap interval")  # fmt: skip
+    return figure
+
+
+def distance(scored: pd.DataFrame, name: str) -> Figure | None:
+    """Distance of the candidates to the true weights, in units of staying put: median and quartiles against K."""
+    if scored.empty:
+        return None
+    rows = scored.assign(ratio=distance_ratio(scored), lost=scored["rel_l2_to_true"].isna())
+    protocols, predictors, horizons = protocols_of(rows), predictors_of(rows), sorted(rows["K"].unique())
+    figure, axes = grid(1, len(protocols), 3.3, 3.6)
+    shift = 0.4 / max(1, len(predictors) - 1)
+    for ax, protocol in zip(axes[0], protocols, strict=True):
+        ax.set_yscale("log")
+        for i, predictor in enumerate(predictors):
+            own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            quartiles = own.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
+            colour, marker = predictor_style(predictor)
+            if predictor == "persistence":
+                ax.axhline(1, color=colour, ls="--", lw=1.2)
+                continue
+            ax.plot(x, quartiles[0.5], color=colour, marker=marker, ms=4.5)
+            ax.vlines(x, quartiles[0.25], quartiles[0.75], color=colour, lw=1.1)
+            lost = own.groupby("K")["lost"].any()
+            mark_at_top(ax, x[lost.reindex(quartiles.index).to_numpy()], colour)
+        ax.set_xticks(range(len(horizons)), [str(K) for K in horizons])
+        ax.set_title(protocol)
+        ax.set_xlabel("K [steps]")
+    axes[0, 0].set_ylabel("distance to θ(t+K): candidate / θ(t)")
+    predictor_legend(figure, predictors)
+    figure.suptitle(f"How close to the true weights: {name}\nmedian over proposals, bars: quartiles, n = "
+                    f"{rows['seed'].nunique()} seeds; below 1 is closer than staying put")  # fmt: skip
+    return figure

@@ -1,0 +1,93 @@
+"""How the figures look: one colour and marker per predictor, colour-blind safe, and the helpers that panels share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from leapbench.acceptance import in_order
+
+DPI = 150
+PREDICTOR_STYLE = {
+    "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"), "momentum_decay": ("#882255", "v"),
+    "trend": ("#009E73", "D"), "average": ("#E69F00", "P"), "persistence": ("#000000", "_"),
+}  # fmt: skip
+SPARE_STYLES = [("#56B4E9", "X"), ("#44AA99", "p"), ("#999933", "h"), ("#332288", "*"), ("#DDCC77", "<")]
+PROTOCOL_STYLE = {
+    "exact": ("#0072B2", "o"), "paper": ("#E69F00", "s"), "code": ("#D55E00", "^"), "code_float32": ("#009E73", "D"),
+}  # fmt: skip
+REGIME_COLOUR = {"stable": "#bcdcf0", "transition": "#ececec", "chaotic": "#f9d9b0", "unknown": "#ffffff"}
+STYLE: Any = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": "#e3e3e3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True, "figure.titlesize": 10.5,
+}  # fmt: skip
+
+
+def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure of equal panels with shared axes; `width` and `height` of one panel in inches."""
+    return plt.subplots(
+        rows, columns, figsize=(max(5.5, width * columns), height * rows + 1.1), sharex=True, sharey=True, squeeze=False
+    )
+
+
+def protocols_of(frame: pd.DataFrame) -> list[str]:
+    """The protocols of a frame in the order of the tables."""
+    return list(in_order(frame[["protocol"]].drop_duplicates(), ["protocol"])["protocol"])
+
+
+def predictors_of(frame: pd.DataFrame) -> list[str]:
+    """The predictors of a frame in the order of the tables, controls last."""
+    return list(in_order(frame[["predictor"]].drop_duplicates(), ["predictor"])["predictor"])
+
+
+def predictor_style(name: str) -> tuple[str, str]:
+    """(colour, marker) of a predictor; one without its own gets a spare that depends on its name only."""
+    return PREDICTOR_STYLE.get(name) or SPARE_STYLES[sum(name.encode()) % len(SPARE_STYLES)]
+
+
+def with_interval(ax: Axes, x: np.ndarray, cells: pd.DataFrame, colour: str, marker: str, line: str) -> None:
+    """A line through the means with a bar for each interval; cells without a mean leave a gap."""
+    ax.plot(x, cells["mean"], color=colour, marker=marker, ms=4.5, ls=line)
+    ax.vlines(x, cells["ci_low"], cells["ci_high"], color=colour, lw=1.1)
+
+
+def mark_at_top(ax: Axes, x: Iterable[float], colour: str) -> None:
+    """Crosses at the upper edge: here a value was not finite."""
+    x = np.asarray(list(x), dtype=float)
+    if len(x):
+        ax.plot(x, np.full(len(x), 0.985), ls="", marker="x", ms=6, mew=1.6, color=colour, transform=ax.get_xaxis_transform(),
+                clip_on=False, zorder=6)  # fmt: skip
+
+
+def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) -> None:
+    """One legend for all panels, below them."""
+    handles = []
+    for name in predictors:
+        colour, marker = predictor_style(name)
+        flat = name == "persistence"
+        handles.append(
+            Line2D([], [], color=colour, marker=None if flat else marker, ms=5, ls="--" if flat else "-", label=name)
+        )
+    handles += further
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, int(figure.get_figwidth() // 1.45)))
+    )
+
+
+def bands(rows: pd.DataFrame) -> list[tuple[float, float, str]]:
+    """(left, width, regime) of each checkpoint's stretch of training, from the checkpoint before it."""
+    steps = rows["step"].to_numpy(dtype=float)
+    left = np.concatenate([[0.0], steps[:-1]])
+    return list(zip(left, steps - left, rows["regime"], strict=True))

@@ -1,0 +1,130 @@
+"""Figures of the training: loss, regimes, similarity, and the landscape along the predictions."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from leapbench.figures.style import (
+    REGIME_COLOUR,
+    bands,
+    grid,
+    mark_at_top,
+    predictor_legend,
+    predictor_style,
+    predictors_of,
+    protocols_of,
+)
+
+
+def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figure | None:
+    """Verification loss of every seed over the regime bands of one; below, the regimes of every seed and protocol."""
+    losses = evals[evals["split"] == "verification"]
+    if losses.empty or regimes.empty:
+        return None
+    protocols, seeds = protocols_of(regimes), sorted(regimes["seed"].unique())
+    strip = 0.13 * len(seeds) * len(protocols) + 0.25 * len(protocols)
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.6 + strip), sharex=True, height_ratios=[3, strip])
+    lead = regimes[(regimes["seed"] == seeds[0]) & (regimes["protocol"] == protocols[0])].sort_values("step")
+    for left, width, regime in bands(lead):
+        top.axvspan(left, left + width, color=REGIME_COLOUR[regime], lw=0)
+    for (seed, _), rows in losses.groupby(["seed", "trajectory"]):
+        bold = seed == seeds[0]
+        rows = rows.sort_values("step")
+        top.plot(rows["step"], rows["loss_nats"], color="#222222" if bold else "#777777", lw=1.8 if bold else 0.7,
+                 alpha=1 if bold else 0.6, zorder=3 if bold else 2)  # fmt: skip
+    top.set_ylabel("verification loss [nats]")
+    gap = len(seeds) + 1.5
+    for p, protocol in enumerate(protocols):
+        for i, seed in enumerate(seeds):
+            rows = regimes[(regimes["seed"] == seed) & (regimes["protocol"] == protocol)].sort_values("step")
+            for left, width, regime in bands(rows):
+                bottom.add_patch(Rectangle((left, p * gap + i), width, 0.9, color=REGIME_COLOUR[regime], lw=0))
+    bottom.set_yticks([p * gap + len(seeds) / 2 for p in range(len(protocols))], protocols)
+    bottom.set_ylim(len(protocols) * gap - 1, -0.5)
+    bottom.set_xlim(0, regimes["step"].max())
+    bottom.grid(False)
+    bottom.tick_params(axis="y", length=0)
+    bottom.set_xlabel("step")
+    lines = [Line2D([], [], color="#222222", lw=1.8), Line2D([], [], color="#777777", lw=0.7)]
+    words = [f"seed {seeds[0]}, over its {protocols[0]} regimes", f"the other {len(seeds) - 1} seeds"][: len(seeds)]
+    patches = [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in ("chaotic", "transition", "stable")]
+    for line, word in zip(lines, words, strict=False):
+        line.set_label(word)
+    figure.legend(handles=[*lines[: len(words)], *patches], loc="outside lower center", ncols=5)
+    figure.suptitle(f"Loss and regimes: {name}\none strip per seed below, n = {len(seeds)} seeds")
+    return figure
+
+
+def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
+    """1 - s over steps on a log axis, with both thresholds."""
+    rows = regimes.dropna(subset=["similarity"])
+    if rows.empty:
+        return None
+    rows = rows.assign(gap=(1 - rows["similarity"]).clip(lower=1e-12))
+    protocols = protocols_of(rows)
+    figure, axes = grid(1, len(protocols), 3.3, 3.4)
+    for ax, protocol in zip(axes[0], protocols, strict=True):
+        part = rows[rows["protocol"] == protocol]
+        ax.set_yscale("log")
+        for _, one in part.groupby(["seed", "trajectory"]):
+            ax.plot(one["step"], one["gap"], color="#777777", lw=0.7, alpha=0.7)
+        middle = part.groupby("step")["gap"].median()
+        ax.plot(middle.index, middle, color="#222222", lw=1.8)
+        ax.set_title(protocol)
+        ax.set_xlabel("step")
+    low, high = axes[0, 0].get_ylim()
+    for ax, protocol in zip(axes[0], protocols, strict=True):
+        part = rows[rows["protocol"] == protocol]
+        stable, chaotic = 1 - part["tau_high"].mean(), 1 - part["tau_low"].mean()
+        ax.axhspan(low, stable, color=REGIME_COLOUR["stable"], lw=0, zorder=0)
+        ax.axhspan(stable, chaotic, color=REGIME_COLOUR["transition"], lw=0, zorder=0)
+        ax.axhspan(chaotic, high, color=REGIME_COLOUR["chaotic"], lw=0, zorder=0)
+        for gap in (stable, chaotic):
+            ax.axhline(gap, color="#222222", lw=0.9, ls="--")
+        ax.set_ylim(min(low, stable / 2), max(high, chaotic * 2))
+    axes[0, 0].set_ylabel("1 - s   (s: cosine of fingerprints, Δ steps apart)")
+    handles: list[Artist] = [Line2D([], [], color="#222222", lw=1.8, label="median of seeds")]
+    handles += [Line2D([], [], color="#777777", lw=0.7, label="one seed")]
+    handles += [Line2D([], [], color="#222222", lw=0.9, ls="--", label="1 - τ_high, 1 - τ_low")]
+    handles += [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in ("chaotic", "transition", "stable")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(protocols)))
+    figure.suptitle(f"Similarity of consecutive checkpoints: {name}\nn = {rows['seed'].nunique()} seeds")
+    return figure
+
+
+def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
+    """Change of the loss against the fraction of the predicted displacement: median and quartiles per predictor."""
+    if rows.empty:
+        return None
+    rows = rows.assign(change=rows["loss_nats"] - rows["loss_now_nats"], lost=rows["loss_nats"].isna())
+    protocols, predictors = protocols_of(rows), predictors_of(rows)
+    figure, axes = grid(1, len(protocols), 3.3, 3.6)
+    start = rows["change"].abs().quantile(0.25)
+    for ax, protocol in zip(axes[0], protocols, strict=True):
+        ax.set_yscale("symlog", linthresh=max(start, 1e-4))
+        for predictor in predictors:
+            own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            quartiles = own.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            colour, marker = predictor_style(predictor)
+            if predictor == "persistence":
+                ax.axhline(0, color=colour, ls="--", lw=1.2)
+                continue
+            fractions = quartiles.index.to_numpy(dtype=float)
+            ax.plot([0, *fractions], [0, *quartiles[0.5]], color=colour, marker=marker, ms=4.5)
+            ax.fill_between(fractions, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.15, lw=0)
+            lost = own.groupby("fraction")["lost"].any()
+            mark_at_top(ax, lost.index[lost].to_numpy(dtype=float), colour)
+        ax.set_title(protocol)
+        ax.set_xlabel("fraction of the predicted displacement")
+    axes[0, 0].set_ylabel("loss change [nats], linear near 0, log beyond")
+    predictor_legend(figure, predictors)
+    K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
+    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, band: quartiles, "
+                    f"n = {rows['seed'].nunique()} seeds")  # fmt: skip
+    return figure

@@ -1,0 +1,195 @@
+"""The training loop: the only caller of `optimizer.step()` on a run's own weights."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from leapbench.clock import Clock
+from leapbench.config import OptimizerConfig, RunConfig
+from leapbench.logger import Logger
+from leapbench.observe import Observer
+from leapbench.record import EVALS, RunFolder
+from leapbench.schedule import lr_at
+from leapbench.weights import FlatWeights
+from leapbench.workload import Workload, seed_of
+
+
+def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger) -> dict[str, Any]:
+    """Train to the end, or from the last checkpoint to the end, and record what the configuration asks for.
+
+    Returns:
+        The summary: status completed or diverged, final and best metrics, totals.
+    """
+    device, model, steps, interval = workload.device, workload.model, config.train.steps, config.train.interval
+    saved = folder.load_checkpoint(device)
+    folder.open(saved["offsets"] if saved else None)
+    weights = FlatWeights(model)
+    optimizer = build_optimizer(config.optimizer, weights.parameters)
+    learning_rate = lr_at(config.schedule, config.optimizer.lr, steps)
+    clock = Clock(device, saved["clock"] if saved else None)
+    observer = Observer(config, workload, weights, learning_rate, clock, folder)
+    best: dict[str, Any] = {}
+    step, train_loss = 0, torch.zeros((), device=device)
+    set_rng(seed_of(config, "training"))
+    if saved:
+        weights.vector.copy_(saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        observer.load_state_dict(saved["observer"])
+        step, train_loss, best = saved["step"], saved["train_loss"], saved["best"]
+        load_rng(saved["rng"], device)
+    losses: dict[str, float] = dict(saved["losses"]) if saved else {}
+    last_saved_s = time.monotonic()
+    bar = tqdm(
+        total=steps, initial=step, desc=f"{config.model.name} seed {config.seed}", unit="step",
+        disable=not config.progress, mininterval=1.0, miniters=1, dynamic_ncols=True,
+    )  # fmt: skip
+
+    def evaluated(split: str, loss: float) -> None:
+        """Record a loss, nats, of the weights at `step`."""
+        losses[split] = loss
+        seconds = {f"{lap}_s": spent for lap, spent in clock.now().items() if lap != "other"}
+        row = {"step": step, "position": step, "split": split, "loss_nats": loss, "perplexity": perplexity(loss)}
+        folder.append(EVALS, row | seconds)
+        logger.log({f"{split}/loss_nats": loss, f"{split}/perplexity": perplexity(loss)}, step)
+
+    while step < steps:
+        # ---- train -------------------------------------------------------------------------------------------------
+        clock.enter("train")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        loss = workload.loss(workload.forward, workload.train_batch(step))
+        loss.backward()
+        if config.train.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(weights.parameters, config.train.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        train_loss += loss.detach()
+        step += 1
+        bar.update()
+
+        # ---- the truth for proposals that aimed at this step ---------------------------------------------------------
+        at_checkpoint = step % interval == 0
+        if at_checkpoint or step in observer.pending:
+            clock.enter("verify" if at_checkpoint else "eval")
+            loss_now = workload.verification_loss(model)
+            clock.enter("eval")
+            observer.resolve(step, loss_now)
+        if at_checkpoint:
+            clock.enter("other")
+            mean_loss = float(train_loss) / interval
+            train_loss.zero_()
+            if not math.isfinite(mean_loss) or not math.isfinite(loss_now):
+                bar.close()
+                reason = f"the loss became {mean_loss} by step {step}; lower optimizer.lr={config.optimizer.lr}"
+                return summary("diverged", reason, step, losses, best, clock, observer)
+            evaluated("train", mean_loss)
+            evaluated("verification", loss_now)
+
+            # ---- snapshot ------------------------------------------------------------------------------------------
+            clock.enter("snapshot")
+            observer.snapshot(step, optimizer)
+
+            # ---- regime --------------------------------------------------------------------------------------------
+            clock.enter("regime")
+            observer.find_regimes(step)
+
+            # ---- predict and verify --------------------------------------------------------------------------------
+            clock.enter("other")
+            observer.propose(step, loss_now)
+            clock.enter("eval")
+            observer.explore(step, loss_now)
+            bar.set_postfix(loss=f"{loss_now:.3f}", regime=observer.scorers[0].regime, refresh=False)
+
+        # ---- evaluate ----------------------------------------------------------------------------------------------
+        if step % config.eval.every == 0 or step == steps:
+            clock.enter("eval")
+            evaluated("validation", workload.validation_loss(model))
+            if losses["validation"] < best.get("validation_loss_nats", math.inf):
+                best = {"validation_loss_nats": losses["validation"], "step": step}
+
+        # ---- checkpoint --------------------------------------------------------------------------------------------
+        if at_checkpoint:
+            clock.enter("other")
+            folder.flush()
+        if step < steps and due(config, step, time.monotonic() - last_saved_s):
+            clock.enter("other")
+            folder.save_checkpoint(
+                {
+                    "step": step, "weights": weights.vector, "optimizer": optimizer.state_dict(),
+                    "observer": observer.state_dict(), "train_loss": train_loss, "losses": losses, "best": best,
+                    "clock": clock.now(), "rng": rng_state(device),
+                }
+            )  # fmt: skip
+            last_saved_s = time.monotonic()
+    bar.close()
+    return summary("completed", None, step, losses, best, clock, observer)
+
+
+def summary(
+    status: str, reason: str | None, step: int, losses: dict[str, float], best: dict[str, Any], clock: Clock, observer: Observer
+) -> dict[str, Any]:
+    """What summary.json says of a run that came to its end."""
+    laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
+    return {
+        "status": status,
+        "reason": reason,
+        "steps": step,
+        "final": {f"{split}_loss_nats": loss for split, loss in losses.items()},
+        "best": best,
+        "totals": {"charged_s": clock.charged, **laps},
+        "verify": {"sequences": observer.config.verify.sequences, "batch_size": observer.config.verify.batch_size},
+        "skipped": observer.skipped,
+    }
+
+
+def build_optimizer(config: OptimizerConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the configuration names; its learning rate is set before every step."""
+    if config.name == "adamw":
+        assert config.betas is not None and config.eps is not None
+        return torch.optim.AdamW(
+            parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        )
+    momentum = config.momentum or 0.0
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True)
+
+
+def due(config: RunConfig, step: int, since_s: float) -> bool:
+    """Whether a checkpoint is due, by steps or by seconds since the last."""
+    by_steps, by_time = config.checkpoint.every_steps, config.checkpoint.every_s
+    return (by_steps is not None and step % by_steps == 0) or (by_time is not None and since_s >= by_time)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), inf where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def set_rng(seed: int) -> None:
+    """Seed every generator that training may draw from (dropout, for one)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The generators' states, for a checkpoint."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def load_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Take the generators' states from a checkpoint."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+

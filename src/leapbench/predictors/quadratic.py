@@ -1,0 +1,65 @@
+"""Parabola through the last three snapshots, in three readings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leapbench.history import History
+from leapbench.predictors.base import LinearInHistory, spacing
+
+FORMS = ("exact", "paper", "code")
+
+
+class Quadratic(LinearInHistory):
+    """theta_hat_{t+K} = theta_0 + s d1 + q d2, s = K / Delta, d1 = theta_0 - theta_{-1}, d2 = theta_0 - 2 theta_{-1} + theta_{-2}.
+
+    Leap+Verify, arXiv:2602.19580, section 3 (quadratic):
+
+    - `exact`: q = s(s+1)/2, Newton's backward differences; exact on parabolas.
+    - `paper`: q = s(s-1)/2 as printed; the sign inside belongs to forward differences.
+    - `code`: q = s^2/2, with d2 scaled down per tensor to a norm of at most half of d1's.
+
+    Args:
+        form: exact | paper | code.
+
+    Raises:
+        ValueError: unknown form, or fewer than three evenly spaced snapshots.
+    """
+
+    context = 3
+
+    def __init__(self, form: str = "exact") -> None:
+        if form not in FORMS:
+            raise ValueError(f"form={form} is unknown; use {' or '.join(FORMS)}")
+        self.form = form
+
+    def coefficients(self, steps: tuple[int, ...], K: int) -> list[float] | None:
+        """Newton's form on divided differences, so that `steps` need not be even; None for `code`.
+
+        theta_0 + K f01 + K (K + g1) f012, with g1 = t_0 - t_{-1}; `paper` has K (K - g1). Evenly spaced this is the
+        equation above.
+        """
+        if self.form == "code":
+            return None
+        g2, g1 = (b - a for a, b in zip(steps[:-1], steps[1:], strict=True))
+        a = K / g1
+        b = K * (K + g1 if self.form == "exact" else K - g1) / (g1 + g2)
+        return [b / g2, -a - b / g1 - b / g2, 1.0 + a + b / g1]
+
+    def predict(self, history: History, K: int) -> Tensor:
+        """Weights K steps after `history.now`: (N,) float32."""
+        return self._clamped(history.last(3), K) if self.form == "code" else super().predict(history, K)
+
+    def _clamped(self, history: History, K: int) -> Tensor:
+        s = K / spacing(history.steps)
+        out = history.empty_vector()
+        for entry in history.layout:
+            place = slice(entry.offset, entry.offset + entry.size)
+            older, old, now = (snapshot.weights[place].float() for snapshot in history.snapshots)
+            d1 = now - old
+            d2 = d1 - (old - older)
+            velocity, acceleration = float(d1.norm()), float(d2.norm())
+            shrink = min(1.0, 0.5 * velocity / acceleration) if acceleration > 0 else 1.0
+            torch.add(now, d1, alpha=s, out=out[place]).add_(d2, alpha=shrink * s * s / 2)
+        return out

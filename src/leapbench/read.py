@@ -1,0 +1,277 @@
+"""Run folders in, DataFrames out. What is unreadable stops the reading with its path and line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json as pa_json
+import yaml
+
+from leapbench.record import CASCADE, CONFIG, EVALS, LANDSCAPE, META, PROPOSALS, REGIMES, SUMMARY
+
+WORKLOAD = ["model", "dataset", "optimizer", "lr", "setting"]
+UNCOUNTED = ("failed", "diverged", "skipped", "partial")
+RTOL = 1e-4
+
+_INTEGERS = ("step", "K", "depth", "link", "position")
+_TEXTS = ("split", "protocol", "predictor", "regime", "status")
+_FLAGS = ("confirmed", "adopted")
+_COLUMNS = {
+    EVALS: "step position split loss_nats perplexity train_s snapshot_s regime_s predict_s verify_s adopt_s eval_s",
+    REGIMES: "step protocol similarity regime confirmed tau_low tau_high underflow_share",
+    PROPOSALS: "step protocol predictor K regime confirmed loss_now_nats loss_pred_nats loss_true_nats rel_l2_to_true "
+    "rel_l2_now_to_true cosine predict_s verify_s adopted status scale",
+    CASCADE: "step protocol predictor depth K link loss_nats loss_true_nats rel_l2_drift status",
+    LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature",
+}
+_KEYS = {
+    EVALS: ["step", "split"],
+    REGIMES: ["step", "protocol"],
+    PROPOSALS: ["step", "protocol", "predictor", "K"],
+    CASCADE: ["step", "protocol", "predictor", "depth", "K", "link"],
+    LANDSCAPE: ["step", "protocol", "predictor", "K", "fraction"],
+}
+_MUST_AGREE = {
+    EVALS: ["loss_nats"],
+    REGIMES: ["similarity", "tau_low", "tau_high"],
+    PROPOSALS: ["loss_now_nats", "loss_pred_nats", "loss_true_nats"],
+    CASCADE: ["loss_nats"],
+    LANDSCAPE: ["loss_nats"],
+}
+_NOT_A_SETTING = ("seed", "K", "mode", "cascade", "landscape", "regime.source", "regime.file")
+
+
+class RecordError(Exception):
+    """A record that cannot be used. The message is one line with the path, and the line where there is one."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All runs of one suite.
+
+    `runs` has one row per run folder: run_id, trajectory, seed, model, dataset, optimizer, lr, setting, schedule,
+    status (completed | diverged | skipped | failed | partial), reason, skipped (predictors and why), interval, steps,
+    git_commit, git_dirty. `setting` names whatever else differs between runs of one workload; empty as a rule.
+    The other frames hold the records, with run_id; `configs` the science part of each config.yaml.
+    """
+
+    name: str
+    folder: Path
+    runs: pd.DataFrame
+    records: dict[str, pd.DataFrame]
+    configs: dict[str, dict[str, Any]]
+
+    @cached_property
+    def evals(self) -> pd.DataFrame:
+        """Losses along the training, completed runs, each trajectory once, with workload and seed."""
+        return self._distinct(EVALS)
+
+    @cached_property
+    def regimes(self) -> pd.DataFrame:
+        """Similarities and regimes, completed runs, each trajectory once, with workload and seed."""
+        return self._distinct(REGIMES)
+
+    @cached_property
+    def proposals(self) -> pd.DataFrame:
+        """Proposals, completed runs, each cell of a trajectory once, with workload and seed."""
+        return self._distinct(PROPOSALS)
+
+    @cached_property
+    def cascade(self) -> pd.DataFrame:
+        """Links of cascades, completed runs, each once, with workload and seed."""
+        return self._distinct(CASCADE)
+
+    @cached_property
+    def landscape(self) -> pd.DataFrame:
+        """Losses along the prediction direction, completed runs, each once, with workload and seed."""
+        return self._distinct(LANDSCAPE)
+
+    def _distinct(self, file: str) -> pd.DataFrame:
+        """Records of completed runs; of runs that share a trajectory, the rows they share are kept once."""
+        completed = self.runs.loc[self.runs["status"] == "completed", ["run_id", "trajectory", "seed", *WORKLOAD]]
+        rows = self.records[file].merge(completed, on="run_id")
+        key = ["trajectory", "setting", *_KEYS[file]]
+        shared = rows[rows.duplicated(key, keep=False)]
+        if len(shared):
+            spread = shared.groupby(key, dropna=False)[_MUST_AGREE[file]]
+            low, high = spread.min(), spread.max()
+            holes = spread.count().lt(spread.size(), axis=0) & low.notna()
+            wrong = (holes | ((high - low) > RTOL * high.abs())).any(axis=1)
+            if wrong.any():
+                where = dict(zip(key, wrong.index[np.flatnonzero(wrong)[0]], strict=True))
+                ids = shared.loc[shared["trajectory"] == where["trajectory"], "run_id"].unique()[:2]
+                place = ", ".join(f"{name}={where[name]}" for name in _KEYS[file])
+                raise RecordError(
+                    f"{self.folder}: runs {' and '.join(ids)} share a training but their {file} differ at {place}; "
+                    "delete the one that is wrong"
+                )
+        return rows.drop_duplicates(key).reset_index(drop=True)
+
+
+def load_suite(folder: str | Path) -> Suite:
+    """Read every run folder of `folder`.
+
+    Raises:
+        RecordError: no runs, or a record that cannot be read, with path:line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such suite; train.py writes one with suite=NAME")
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise RecordError(f"{folder}: no runs in this suite")
+    rows: list[dict[str, Any]] = []
+    configs: dict[str, dict[str, Any]] = {}
+    tables: dict[str, list[pa.Table]] = {file: [] for file in _COLUMNS}
+    for run in folders:
+        row, science = _read_run(run)
+        rows.append(row)
+        if science:
+            configs[run.name] = science
+        for file, found in tables.items():
+            table = _read_records(run / file, complete=row["status"] != "partial")
+            found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
+    runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
+    runs["setting"] = _settings(runs, configs)
+    records = {file: pa.concat_tables(found).to_pandas() for file, found in tables.items()}
+    return Suite(folder.name, folder, runs, records, configs)
+
+
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One row of `runs`, and the science part of the run's config (empty if it was killed before writing it)."""
+    summary = _read_json(run / SUMMARY)
+    config = _read_config(run / CONFIG)
+    if summary and not config:
+        raise RecordError(f"{run / CONFIG}: missing, though {SUMMARY} says that the run ended")
+    try:
+        meta = _read_json(run / META)
+    except RecordError:
+        if summary:
+            raise
+        meta = {}
+    status = summary.get("status", "partial")
+    if status not in ("completed", *UNCOUNTED):
+        raise RecordError(f"{run / SUMMARY}: unknown status {status!r}")
+    science = config.get("science", {})
+    try:
+        named = {
+            "model": science["model"]["name"], "dataset": science["dataset"]["name"],
+            "optimizer": science["optimizer"]["name"], "lr": float(science["optimizer"]["lr"]),
+            "schedule": science["schedule"]["name"], "seed": science["seed"],
+            "interval": science["train"]["interval"], "steps": science["train"]["steps"],
+        } if science else {}  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
+    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule"), "") | dict.fromkeys(
+        ("lr", "seed", "interval", "steps"), float("nan")
+    )
+    row = {
+        "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **(named or blank), "status": status,
+        "reason": summary.get("reason") or ("" if summary else f"no {SUMMARY}: still running, or killed"),
+        "skipped": summary.get("skipped") or {}, "git_commit": meta.get("git_commit") or "unknown",
+        "git_dirty": bool(meta.get("git_dirty")), "parameters": meta.get("parameters"),
+    }  # fmt: skip
+    return row, science
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} if the file is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise RecordError(f"{path}:{line}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise RecordError(f"{path}:1: not a JSON object")
+    return found
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A config.yaml, or {} if the file is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise RecordError(f"{path}:{mark.line + 1 if mark else 1}: not readable as YAML") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _schema(file: str) -> pa.Schema:
+    kinds = {**dict.fromkeys(_INTEGERS, pa.int64()), **dict.fromkeys(_TEXTS, pa.string())}
+    kinds |= dict.fromkeys(_FLAGS, pa.bool_())
+    return pa.schema([(name, kinds.get(name, pa.float64())) for name in _COLUMNS[file].split()])
+
+
+def _read_records(path: Path, complete: bool) -> pa.Table:
+    """A jsonl file as a table; absent or empty means no rows. An unfinished last line is dropped unless complete."""
+    schema = _schema(path.name)
+    raw = path.read_bytes() if path.is_file() else b""
+    if not complete:
+        raw = raw[: raw.rfind(b"\n") + 1]
+    if not raw.strip():
+        return schema.empty_table()
+    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    reading = pa_json.ReadOptions(use_threads=False, block_size=len(raw) + 1)
+    try:
+        table = pa_json.read_json(BytesIO(raw), read_options=reading, parse_options=options)
+    except pa.ArrowInvalid as error:
+        raise _broken(path, raw, str(error)) from None
+    lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
+    if len(table) != lines or any(table[key].null_count for key in _KEYS[path.name]):
+        raise _broken(path, raw, "a line without its keys")
+    return table
+
+
+def _broken(path: Path, raw: bytes, otherwise: str) -> RecordError:
+    """The error that names the first line Python or the schema cannot read."""
+    schema = _schema(path.name)
+    for number, line in enumerate(raw.split(b"\n")[: raw.count(b"\n") + (not raw.endswith(b"\n"))], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return RecordError(f"{path}:{number}: not readable as JSON")
+        absent = [key for key in _KEYS[path.name] if not isinstance(row, dict) or row.get(key) is None]
+        if absent:
+            return RecordError(f"{path}:{number}: no {absent[0]}")
+        for field in schema:
+            try:
+                pa.array([row.get(field.name)], field.type)
+            except pa.ArrowException:
+                return RecordError(f"{path}:{number}: {field.name}={row[field.name]!r} is not of type {field.type}")
+    return RecordError(f"{path}: {otherwise.splitlines()[0]}")
+
+
+def _settings(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> list[str]:
+    """Per run, the config keys that differ between runs of its workload, as `key=value` words."""
+    flat = {name: dict(_flatten(science)) for name, science in configs.items()}
+    words: dict[str, list[str]] = {name: [] for name in runs["run_id"]}
+    for _, group in runs.groupby(["model", "dataset", "optimizer", "lr"]):
+        values: dict[str, dict[str, str]] = {}
+        for name in group["run_id"]:
+            for key, value in flat.get(name, {}).items():
+                values.setdefault(key, {})[name] = value
+        for key, found in sorted(values.items()):
+            if len(set(found.values())) > 1:
+                for name, value in found.items():
+                    words[name].append(f"{key}={value}")
+    return [" ".join(words[name]) for name in runs["run_id"]]
+
+
+def _flatten(tree: Any, path: str = "") -> list[tuple[str, str]]:
+    if any(path == stem or path.startswith(f"{stem}.") for stem in _NOT_A_SETTING):
+        return []
+    if isinstance(tree, dict):
+        return [leaf for key, value in tree.items() for leaf in _flatten(value, f"{path}.{key}" if path else str(key))]
+    return [(path, json.dumps(tree).strip('"'))]

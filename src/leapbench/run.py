@@ -1,0 +1,125 @@
+"""One run from configuration to summary: find its folder, return it if complete, resume it if not."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leapbench import logger as loggers
+from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.loop import train
+from leapbench.observe import check_contexts, unusable
+from leapbench.record import BusyError, RunFolder
+from leapbench.workload import Workload
+
+CONTROLS = ("persistence", "average")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: completed | diverged | skipped, its id, its folder, and the reason if there is one."""
+
+    status: str
+    run_id: str
+    folder: Path
+    reason: str | None = None
+
+
+def run(config: RunConfig) -> Outcome:
+    """Carry out one run, or continue it where it was killed, or return at once if it is already complete.
+
+    Raises:
+        ConfigError: the user's mistake, or another process has this run; nothing was written.
+        OSError: the disk; the last checkpoint stays.
+    """
+    device = pick_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads)
+    run_id = config.run_id
+    folder = RunFolder(Path(config.results_dir) / config.suite / run_id)
+    done = folder.summary()
+    if done and done["status"] != "failed":
+        return Outcome(done["status"], run_id, folder.path, done["reason"])
+    skipped = unusable(config)
+    check_contexts(config, skipped)
+    asked = [name for name in config.predictors if name not in CONTROLS]
+    workload = None if asked and all(name in skipped for name in asked) else Workload(config, device)
+    try:
+        folder.acquire()
+    except BusyError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        if done:
+            folder.reopen()
+        folder.describe(config.science(), config.machine(), _meta(config, device, workload))
+        if workload is None:
+            reason = "; ".join(f"predictor={name} {skipped[name]}" for name in asked)
+            folder.open(None)
+            folder.finish({"status": "skipped", "reason": reason, "steps": 0, "skipped": skipped})
+            return Outcome("skipped", run_id, folder.path, reason)
+        logger = loggers.build(config, run_id, config.science())
+        try:
+            summary = train(config, workload, folder, logger)
+        except (OSError, ConfigError):
+            raise
+        except Exception as error:
+            summary = {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            folder.finish(summary)
+            logger.finish(summary)
+            raise
+        folder.finish(summary)
+        logger.finish(summary)
+        return Outcome(summary["status"], run_id, folder.path, summary["reason"])
+    finally:
+        folder.release()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name} is unknown; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}, but PyTorch sees no CUDA device here; use device=cpu")
+    return device
+
+
+def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:
+    return {
+        "run_id": config.run_id,
+        "trajectory": config.trajectory,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "argv": sys.argv,
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {config.threads} thread",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "dataset_sha256": workload.sha256 if workload else None,
+        "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
+        "start": {"host": platform.node()},
+    }
+
+
+def _git(*command: str) -> str | None:
+    """What git says of the project, or None outside a checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(PROJECT), *command], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,146 @@
+"""What the tables share: their shape, the published values beside them, and the list of runs that do not count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from leapbench.acceptance import CONTROLS
+from leapbench.read import UNCOUNTED, WORKLOAD, RecordError, Suite
+
+PUBLISHED_AS = {"gpt2": "gpt2-124m", "qwen2_5_1_5b": "qwen2.5-1.5b", "gpt2_nano": "gpt2-124m"}
+PUBLISHED_FILES = {
+    "acceptance": "leap_verify_acceptance.csv",
+    "regimes": "leap_verify_regimes.csv",
+    "momentum": "leap_verify_momentum.csv",
+    "cov": "leap_verify_cov.csv",
+}
+NUMBERS = ["mean", "std", "ci_low", "ci_high", "n_seeds"]
+PUBLISHED = ["published_mean", "published_std", "published_n", "published_model", "published_source"]
+
+
+@dataclass
+class Table:
+    """One table. `frame` is the csv; the rest says how a person reads it.
+
+    Attributes:
+        name: file stem.
+        title: what is shown.
+        frame: one row per cell; empty numbers are missing.
+        header: one line: what is counted, n, interval, rule.
+        summary: one line for the console.
+        sections: columns that split the table into sections.
+        rows: columns that name a row.
+        cells: for a pivoted table, the horizons run across and each cell shows mean, std and interval.
+        across: the column that runs across a pivoted table; None prints the frame's `show` columns.
+        show: columns of a plain table.
+        percent: numbers are percentages, rounded to one decimal.
+        compact: the value of `regime` the console shows.
+        per_seed: a second csv, one row per seed.
+    """
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    header: str
+    summary: str
+    sections: list[str] = field(default_factory=lambda: [*WORKLOAD, "protocol"])
+    rows: list[str] = field(default_factory=lambda: ["regime", "predictor"])
+    across: str | None = None
+    show: list[str] = field(default_factory=list)
+    percent: bool = False
+    compact: str | None = None
+    per_seed: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """The cited figures, with our model names mapped to theirs."""
+
+    acceptance: pd.DataFrame
+    regimes: pd.DataFrame
+    momentum: pd.DataFrame
+    cov: pd.DataFrame
+
+
+def load_published(folder: str | Path) -> Published:
+    """Read results/published.
+
+    Raises:
+        RecordError: a file is missing.
+    """
+    frames = {}
+    for key, file in PUBLISHED_FILES.items():
+        path = Path(folder) / file
+        if not path.is_file():
+            raise RecordError(f"{path}: missing; the published figures belong there (--published FOLDER)")
+        frames[key] = pd.read_csv(path)
+    return Published(**frames)
+
+
+def with_published(table: pd.DataFrame, published: pd.DataFrame, on: list[str], values: dict[str, str]) -> pd.DataFrame:
+    """Join published values by model and `on`; cells without one stay empty.
+
+    Args:
+        table: has `model` and the columns `on`.
+        published: has `model`, `on`, `source` and the keys of `values`.
+        on: further columns that name the cell.
+        values: column of `published` -> column of the result.
+    """
+    renamed = published[["model", *on, *values, "source"]].rename(
+        columns={"model": "published_model", "source": "published_source", **values}
+    )
+    named = table.assign(published_model=table["model"].map(PUBLISHED_AS))
+    joined = named.merge(renamed, on=["published_model", *on], how="left", validate="many_to_one")
+    return joined.assign(published_model=joined["published_model"].where(joined["published_source"].notna()))
+
+
+def seeds_counted(suite: Suite) -> str:
+    """`5 seeds` or `4 of 5 seeds`, over all workloads."""
+    asked = suite.runs["seed"].dropna().nunique()
+    counted = suite.runs.loc[suite.runs["status"] == "completed", "seed"].nunique()
+    return f"{counted} {_plural('seed', counted)}" if counted == asked else f"{counted} of {asked} seeds"
+
+
+def not_counted(suite: Suite) -> list[str]:
+    """One line per run, or predictor of a run, that the numbers leave out, and why."""
+    lines = []
+    for status in UNCOUNTED:
+        for run in suite.runs[suite.runs["status"] == status].itertuples():
+            seed = "?" if pd.isna(run.seed) else run.seed
+            who = f"{run.run_id} ({run.model or '?'}, {run.dataset or '?'}, seed {seed})"
+            reason = str(run.reason).strip().splitlines()
+            lines.append(f"{status}: {who}{': ' + reason[-1] if reason else ''}")
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for run in suite.runs.itertuples():
+        for predictor, reason in run.skipped.items():
+            skipped.setdefault((predictor, str(reason)), []).append(run.run_id)
+    lines += [
+        f"predictor {predictor} skipped in {len(ids)} {_plural('run', len(ids))} ({', '.join(ids)}): {reason}"
+        for (predictor, reason), ids in skipped.items()
+    ]
+    return lines
+
+
+def count_cells(per_seed: pd.DataFrame) -> str:
+    """`60 cells (2 predictors x 6 K x 5 seeds) + 60 control cells`, from one row per cell asked for."""
+    control = per_seed["predictor"].isin(CONTROLS)
+    cells = per_seed[~control]
+    workloads = len(cells[WORKLOAD].drop_duplicates())
+    sizes = [("workload", workloads), *((key, cells[key].nunique()) for key in ("protocol", "predictor", "K", "seed"))]
+    product = 1
+    for _, size in sizes:
+        product *= size
+    words = [f"{n} {_plural(key, n)}" for key, n in sizes if n != 1 or key in ("predictor", "K", "seed")]
+    shape = f" ({' x '.join(words)})" if len(cells) and product == len(cells) else ""
+    missing = int((per_seed["status"] != "completed").sum())
+    text = f"{len(cells)} {_plural('cell', len(cells))}{shape}"
+    if control.any():
+        text += f" + {int(control.sum())} control cells"
+    return text + (f"; {missing} of them missing" if missing else "")
+
+
+def _plural(word: str, n: int) -> str:
+    return word if n == 1 or word == "K" else f"{word}s"

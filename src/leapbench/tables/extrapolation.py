@@ -1,0 +1,175 @@
+"""Tables of what extrapolation does to the loss: momentum catastrophe, cascades, landscape along a direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from leapbench import stats
+from leapbench.acceptance import CELL, CONTROLS, expected, in_order
+from leapbench.read import WORKLOAD, Suite
+from leapbench.tables.common import NUMBERS, Published, Table, seeds_counted, with_published
+
+MOMENTUM = ("momentum", "momentum_decay")
+CALM = "transition+stable"
+
+
+def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Published) -> Table:
+    """Predicted against actual loss of the momentum predictors and the controls."""
+    shown = (*MOMENTUM, *CONTROLS)
+    rows = scored[scored["predictor"].isin(shown)]
+    calm = rows[rows["regime"].isin(("transition", "stable"))]
+    rows = pd.concat([rows.assign(regime="all"), calm.assign(regime=CALM)], ignore_index=True)
+    key = [*CELL, "regime"]
+    rows = rows.assign(
+        ratio=rows["loss_pred_nats"] / rows["loss_now_nats"],
+        now=rows["loss_now_nats"].where(rows["loss_pred_nats"].notna()),
+        nonfinite=100.0 * rows["loss_pred_nats"].isna(),
+    )
+    by_seed = rows.groupby([*key, "seed"], sort=False).agg(
+        predicted=("loss_pred_nats", "mean"), actual=("now", "mean"), nonfinite_pct=("nonfinite", "mean")
+    )
+    by_seed["ratio"] = by_seed["predicted"] / by_seed["actual"]
+    over = by_seed.reset_index().groupby(key, sort=False)
+    pooled = over.agg(
+        predicted_loss_nats=("predicted", "mean"),
+        actual_loss_nats=("actual", "mean"),
+        nonfinite_pct=("nonfinite_pct", "mean"),
+    )
+    pooled["ratio_of_means"] = pooled["predicted_loss_nats"] / pooled["actual_loss_nats"]
+    pooled["ratio_median"] = rows.groupby(key, sort=False)["ratio"].median()
+    pooled["n_proposals"] = rows.groupby(key, sort=False).size()
+    asked = expected(suite)
+    cells = asked.loc[asked["predictor"].isin(shown), CELL].drop_duplicates()
+    frame = cells.merge(pd.DataFrame({"regime": ["all", CALM]}), how="cross")
+    frame = frame.merge(stats.summarise(by_seed.reset_index(), key, "ratio"), on=key, how="left")
+    frame = frame.merge(pooled.reset_index(), on=key, how="left").merge(
+        _underflow(suite), on=[*WORKLOAD, "protocol"], how="left"
+    )
+    frame["underflow_pct"] = frame["underflow_pct"].where(frame["predictor"].isin(MOMENTUM))
+    frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
+    frame = with_published(
+        frame, published.momentum.assign(predictor="momentum", regime=CALM), ["predictor", "regime", "K"],
+        {"predicted_loss": "published_predicted_loss_nats", "actual_loss": "published_actual_loss_nats", "ratio": "published_ratio"},
+    )  # fmt: skip
+    frame = in_order(frame, [*WORKLOAD, "regime", "predictor", "protocol", "K"])
+    measured = [
+        "predicted_loss_nats",
+        "actual_loss_nats",
+        "ratio_of_means",
+        "ratio_median",
+        "nonfinite_pct",
+        "underflow_pct",
+    ]
+    theirs = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
+    columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measured, *theirs, "published_source"]
+    header = (
+        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of each seed's ratio of means; "
+        f"regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a share; underflow: "
+        f"share of positive second moments that the stored dtype rounds to 0; {seeds_counted(suite)}; {stats.INTERVAL}."
+    )
+    show = [
+        "regime",
+        "predictor",
+        "protocol",
+        "K",
+        "predicted_loss_nats",
+        "actual_loss_nats",
+        "ratio_of_means",
+        "ci_low",
+    ]
+    show += ["ci_high", "n_seeds", "n_proposals", "ratio_median", "nonfinite_pct", "underflow_pct", "published_ratio"]
+    return Table(
+        "momentum_catastrophe", "The momentum catastrophe", frame[columns], header, f"{len(frame)} rows", sections=WORKLOAD,
+        show=[*show, "published_model"], compact=CALM,
+    )  # fmt: skip
+
+
+def cascade(suite: Suite) -> Table:
+    """Loss and drift along chains of predictions, per link."""
+    key = [*WORKLOAD, "protocol", "predictor", "depth", "K", "link"]
+    rows = suite.cascade.assign(
+        excess=suite.cascade["loss_nats"] - suite.cascade["loss_true_nats"],
+        nonfinite=100.0 * suite.cascade["loss_nats"].isna(),
+    )
+    by_seed = rows.groupby([*key, "seed"], sort=False).agg(
+        loss_nats=("loss_nats", "mean"), loss_true_nats=("loss_true_nats", "mean"), excess_nats=("excess", "mean"),
+        rel_l2_drift=("rel_l2_drift", "mean"), nonfinite_pct=("nonfinite", "mean"),
+    ).reset_index()  # fmt: skip
+    extra = ["loss_true_nats", "excess_nats", "rel_l2_drift", "nonfinite_pct"]
+    frame = _described(rows, by_seed, key, "loss_nats", extra, _asked_chains(suite, key))
+    frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
+    header = (
+        "Loss in nats after each link of a chain of depth predictions, K steps each, from confirmed-stable checkpoints; mean, std "
+        "and interval of each seed's mean; loss_true and excess over it only where the chain ends within the run; "
+        f"{seeds_counted(suite)}; {stats.INTERVAL}."
+    )
+    show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
+    return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show)
+
+
+def landscape(suite: Suite) -> Table:
+    """Change of the loss along the predicted displacement."""
+    key = [*WORKLOAD, "protocol", "predictor", "K", "fraction"]
+    rows = suite.landscape.assign(change=suite.landscape["loss_nats"] - suite.landscape["loss_now_nats"])
+    by_seed = rows.groupby([*key, "seed"], sort=False).agg(
+        change_nats=("change", "mean"), loss_now_nats=("loss_now_nats", "mean"),
+        directional_derivative=("directional_derivative", "mean"), curvature=("curvature", "mean"),
+    ).reset_index()  # fmt: skip
+    extra = ["loss_now_nats", "directional_derivative", "curvature"]
+    frame = _described(rows, by_seed, key, "change_nats", extra, None)
+    header = (
+        "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature per unit of the "
+        f"fraction; mean, std and interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
+    )
+    show = ["protocol", "predictor", "K", "fraction", *NUMBERS, "n_checkpoints", *extra]
+    return Table(
+        "landscape", "Landscape along the prediction", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show
+    )
+
+
+def _described(
+    rows: pd.DataFrame, by_seed: pd.DataFrame, key: list[str], value: str, extra: list[str], asked: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Numbers of `value` over seeds, the means of `extra`, and how many proposals stand behind them."""
+    counted = rows.groupby(key, sort=False)
+    frame = by_seed.groupby(key, sort=False)[extra].mean().reset_index()
+    frame = frame.merge(stats.summarise(by_seed, key, value), on=key, how="left")
+    frame = frame.merge(counted.size().rename("n_proposals").reset_index(), on=key, how="left")
+    places = rows.drop_duplicates([*key, "seed", "step"]).groupby(key, sort=False).size().rename("n_checkpoints")
+    frame = frame.merge(places.reset_index(), on=key, how="left")
+    if asked is not None:
+        frame = asked.merge(frame, on=key, how="left")
+    frame[["n_checkpoints", "n_proposals"]] = frame[["n_checkpoints", "n_proposals"]].astype("Int64")
+    return in_order(frame[[*key, *NUMBERS, "n_checkpoints", "n_proposals", *extra]], key)
+
+
+def _asked_chains(suite: Suite, key: list[str]) -> pd.DataFrame:
+    """Every link that the suite's configs ask for; in a protocol that chains some of the predictors only, of those."""
+    runs = suite.runs.set_index("run_id")
+    chained = suite.cascade.groupby("protocol")["predictor"].unique().to_dict()
+    parts = [pd.DataFrame(columns=key)]
+    for name, science in suite.configs.items():
+        chains = science.get("cascade") or {}
+        if not chains.get("enabled"):
+            continue
+        own = {column: runs.loc[name, column] for column in WORKLOAD}
+        asked = [predictor for predictor, spec in (science.get("predictors") or {}).items() if spec is not None]
+        rows = [
+            {"protocol": protocol, "predictor": predictor, "depth": depth, "K": K, "link": link}
+            for protocol in science["protocols"]
+            for predictor in chained.get(protocol, asked)
+            for depth, K in chains["chains"]
+            for link in range(1, depth + 1)
+        ]
+        parts.append(pd.DataFrame([{**own, **row} for row in rows], columns=key))
+    asked_for = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True).drop_duplicates()
+    return asked_for.astype({"depth": "int64", "K": "int64", "link": "int64", "lr": float})
+
+
+def _underflow(suite: Suite) -> pd.DataFrame:
+    """Mean share of underflowed second moments, percent, and checkpoints, per workload and protocol."""
+    rows = suite.regimes.groupby([*WORKLOAD, "protocol"]).agg(
+        underflow_pct=("underflow_share", "mean"), n_checkpoints=("step", "size")
+    )
+    return rows.assign(underflow_pct=100 * rows["underflow_pct"].astype(np.float64)).reset_index()

@@ -1,0 +1,69 @@
+"""Scoring a candidate without touching the live weights, and the rules that accept it.
+
+The rules are pure: they take losses in nats as floats or arrays, and records are judged by them at aggregation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from leapbench.weights import Layout
+
+Forward = Callable[..., Any]
+LossFn = Callable[[Forward], float]
+
+
+def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn: LossFn) -> float:
+    """Loss of `model` with its parameters replaced by `candidate` (N,), whose live weights stay as they are.
+
+    Args:
+        loss_fn: takes something callable like the model, returns the loss in nats.
+    """
+    views = layout.views(candidate)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model, views, args, kwargs)
+
+    return loss_fn(forward)
+
+
+def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:
+    """Lhat < L_t. A loss that is not finite is never accepted."""
+    return np.less(loss_pred, loss_now)
+
+
+def adaptive(loss_pred: ArrayLike, loss_now: ArrayLike, sigma: ArrayLike) -> NDArray[np.bool_]:
+    """Lhat <= L_t + sigma, sigma the spread of verification losses, nats."""
+    return np.less_equal(loss_pred, np.add(loss_now, sigma))
+
+
+def proximity(
+    loss_pred: ArrayLike, loss_now: ArrayLike, tolerance: float = 0.05, two_sided: bool = True
+) -> NDArray[np.bool_]:
+    """|Lhat - L_t| <= tolerance L_t, or without two_sided Lhat <= (1 + tolerance) L_t."""
+    excess = np.subtract(loss_pred, loss_now)
+    return np.less_equal(np.abs(excess) if two_sided else excess, np.multiply(tolerance, loss_now))
+
+
+def sigma_recent(losses: ArrayLike, last: int | str = 5) -> NDArray[np.float64]:
+    """Standard deviation of the last verification losses at each checkpoint.
+
+    Args:
+        losses: (C,) verification losses at consecutive checkpoints, nats.
+        last: how many to use, the current one included; "all" uses every checkpoint of the run, future included, as
+            the published code does.
+
+    Returns:
+        (C,) population standard deviations, nats; 0 where only one loss is known.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    if last == "all":
+        return np.full(len(values), values.std() if len(values) else 0.0)
+    assert isinstance(last, int)
+    return np.array([values[max(0, i + 1 - last) : i + 1].std() for i in range(len(values))])

@@ -1,0 +1,120 @@
+"""The trainable parameters of a model as views of one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+# Elements per pass of a fused kernel. On a CPU the output chunk stays in a core's cache while its terms are added up;
+# on a GPU it only bounds temporaries.
+CPU_CHUNK, GPU_CHUNK = 1 << 17, 1 << 26
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter tensor: its name in the model, its shape, its place in the vector (elements)."""
+
+    name: str
+    shape: torch.Size
+    offset: int
+    size: int
+
+
+class Layout(tuple[Entry, ...]):
+    """All entries of a vector in registration order; they cover 0 .. size without gap or overlap."""
+
+    @property
+    def size(self) -> int:
+        """N, elements."""
+        return self[-1].offset + self[-1].size if self else 0
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Shape `vector` (N,) as the model's parameters, by name, without a copy."""
+        return {e.name: vector[e.offset : e.offset + e.size].view(e.shape) for e in self}
+
+
+class FlatWeights:
+    """Moves a model's trainable parameters into one contiguous vector and leaves views in their place.
+
+    Tied parameters are stored once. Optimizers made before or after keep working: the Parameter objects stay.
+
+    Attributes:
+        vector: (N,) the live weights; optimizer steps change it in place.
+        layout: where each parameter lies.
+
+    Raises:
+        ValueError: the model has no trainable parameter, or they differ in dtype or device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not named:
+            raise ValueError("the model has no trainable parameter")
+        kinds = {(p.dtype, p.device) for _, p in named}
+        if len(kinds) > 1:
+            raise ValueError(f"all trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}")
+        entries, offset = [], 0
+        for name, p in named:
+            entries.append(Entry(name, p.shape, offset, p.numel()))
+            offset += p.numel()
+        self.layout = Layout(entries)
+        self.parameters = [p for _, p in named]
+        self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        for p, view in zip(self.parameters, self.layout.views(self.vector).values(), strict=True):
+            p.data = view
+        assert self.vector.numel() == self.layout.size
+
+
+class FlatMoments:
+    """Adam's two moments as flat vectors (N,), with the optimizer's own state tensors made views of them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, weights: FlatWeights) -> None:
+        states = [optimizer.state[p] for p in weights.parameters]
+        self.exp_avg = torch.cat([s["exp_avg"].reshape(-1) for s in states])
+        self.exp_avg_sq = torch.cat([s["exp_avg_sq"].reshape(-1) for s in states])
+        for key, vector in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
+            for state, view in zip(states, weights.layout.views(vector).values(), strict=True):
+                state[key] = view
+        self._step = states[0]["step"]
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps behind these moments (Adam's t)."""
+        return int(self._step.item())
+
+
+def chunks(size: int, device: torch.device) -> Iterator[slice]:
+    """Cover 0 .. size in pieces that suit the device."""
+    step = CPU_CHUNK if device.type == "cpu" else GPU_CHUNK
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
+
+
+def combine(vectors: list[Tensor], coefficients: list[float], out: Tensor) -> Tensor:
+    """out = sum_i coefficients[i] * vectors[i], each vector read once and `out` written once.
+
+    Args:
+        vectors: (N,) each, any float dtype, on `out`'s device.
+        coefficients: one per vector; zeros cost nothing.
+        out: (N,) the result.
+    """
+    terms = [(v, c) for v, c in zip(vectors, coefficients, strict=True) if c != 0.0]
+    if not terms:
+        return out.zero_()
+    if len(terms) == 1 and terms[0][1] == 1.0:
+        return out.copy_(terms[0][0])
+    (first, scale), *rest = terms
+    if len(rest) == 1 and scale + rest[0][1] == 1.0 and first.dtype == rest[0][0].dtype == out.dtype:
+        return torch.lerp(first, rest[0][0], rest[0][1], out=out)
+    for piece in chunks(out.numel(), out.device):
+        part = out[piece]
+        if first.dtype == part.dtype:
+            torch.mul(first[piece], scale, out=part)
+        else:
+            part.copy_(first[piece]).mul_(scale)
+        for vector, c in rest:
+            part.add_(vector[piece], alpha=c)
+    return out

@@ -1,0 +1,227 @@
+"""Ranges, folding and early validation, on jobs composed from conf/ with nothing launched."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import MissingConfigException
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+from leapbench.cli import SweepFailed
+from leapbench.config import ConfigError, resolve
+
+PROJECT = Path(__file__).resolve().parents[1]
+BASE = ["regime=published"]
+
+
+@pytest.fixture
+def sweeper():
+    """Build a sweeper on conf/; keyword arguments are its options."""
+
+    def build(typed: tuple[str, ...] = (), **options: Any) -> Any:
+        # Hydra executes its plugins anew when it starts, so a class imported earlier would be a stale one.
+        from hydra_plugins.leap_sweeper import LeapSweeper
+
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        built = LeapSweeper(**options)
+        built.hydra_context = HydraContext(config_loader=hydra.config_loader, callbacks=None)  # type: ignore[arg-type]
+        built.config = hydra.compose_config("config", [*BASE, *typed], RunMode.MULTIRUN, with_log_configuration=False)
+        return built
+
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        yield build
+
+
+def plan(sweeper: Any, *arguments: str) -> list[list[str]]:
+    parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
+    jobs = sweeper.plan(parser.parse_overrides([*sweeper._parse_config(), *arguments, *BASE]))
+    return [[override for override in job if override not in BASE] for job in jobs]
+
+
+@pytest.mark.parametrize(
+    ("typed", "seeds"),
+    [
+        ("0-2", [0, 1, 2]),
+        ("3-3", [3]),
+        ("0-2,7", [0, 1, 2, 7]),
+        ("7,0-1,1-2", [7, 0, 1, 2]),
+        ("choice(0-1,4)", [0, 1, 4]),
+        ("range(0,3)", [0, 1, 2]),
+        ("5", [5]),
+    ],
+)
+def test_ranges(sweeper, typed, seeds):
+    assert plan(sweeper(), f"seed={typed}") == [[f"seed={seed}"] for seed in seeds]
+
+
+def test_ranges_only_for_the_listed_keys(sweeper):
+    assert plan(sweeper(), "suite=2024-10") == [["suite=2024-10"]]
+    assert len(plan(sweeper(ranges=["train.batch_size"]), "train.batch_size=2-4")) == 3
+    with pytest.raises(ConfigError, match="seed=0-2 is not an integer"):
+        plan(sweeper(ranges=[]), "seed=0-2")
+    with pytest.raises(ConfigError, match="seed=0-2 is not an integer"):
+        plan(sweeper(), "seed='0-2'")
+
+
+def test_empty_range_is_one_line(sweeper):
+    with pytest.raises(ConfigError, match=r"^seed=4-0 is an empty range; write it upwards, as in seed=0-4$"):
+        plan(sweeper(), "seed=4-0")
+
+
+def test_observe_folds_what_shares_a_training(sweeper, capsys):
+    jobs = plan(sweeper(), "predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4")
+    assert jobs == [["predictor=[linear,quadratic]", "K=[5,10,25,50,75,100]", f"seed={seed}"] for seed in range(5)]
+    assert capsys.readouterr().out == "60 cells in 5 jobs\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folded"),
+    [
+        (["predictor=none,linear"], ["predictor=[none,linear]"]),
+        (["predictor=choice(linear,trend)", "K=range(5,16,5)"], ["predictor=[linear,trend]", "K=[5,10,15]"]),
+        (["predictor=[linear,trend],quadratic,linear"], ["predictor=[linear,trend,quadratic]"]),
+        (["K=[5,10],[25]"], ["K=[5,10,25]"]),
+        (["predictor=[linear,trend]", "K=[5,10]"], ["predictor=[linear,trend]", "K=[5,10]"]),
+    ],
+)
+def test_folded_forms(sweeper, arguments, folded):
+    assert plan(sweeper(), *arguments) == [folded]
+
+
+def test_fold_is_the_same_science(sweeper):
+    (job,) = plan(sweeper(), "predictor=linear,quadratic", "K=5,10")
+    folded = resolve(compose("config", [*BASE, *job]))
+    typed = resolve(compose("config", [*BASE, "predictor=[quadratic,linear]", "K=[10,5]"]))
+    assert folded.run_id == typed.run_id
+
+
+def test_fold_off(sweeper, capsys):
+    jobs = plan(sweeper(fold=False), "predictor=linear,none", "K=5,10")
+    assert jobs == [[f"predictor={p}", f"K={k}"] for p in ("linear", "none") for k in (5, 10)]
+    assert capsys.readouterr().out == ""
+
+
+def test_no_fold_unless_every_job_observes(sweeper, monkeypatch):
+    monkeypatch.setattr("leapbench.config.resolve", lambda cfg: cfg)
+    cells = [["predictor=linear", "K=5"], ["predictor=linear", "K=10"]]
+    leap = [["mode=leap", *cell] for cell in cells]
+    assert plan(sweeper(), "mode=leap", "predictor=linear", "K=5,10") == leap
+    assert len(plan(sweeper(), "mode=observe,leap", "predictor=linear", "K=5,10")) == 4
+    assert len(plan(sweeper(), "mode=observe", "predictor=linear", "K=5,10")) == 1
+
+
+def test_params_are_treated_like_arguments(sweeper):
+    params = {"predictor": "linear,trend", "seed": "0-1"}
+    assert plan(sweeper(params=params)) == [["predictor=[linear,trend]", f"seed={seed}"] for seed in (0, 1)]
+    assert plan(sweeper(params=params), "seed=9") == [["predictor=[linear,trend]", "seed=9"]]
+
+
+def test_other_sweeps_are_hydras(sweeper):
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    arguments = ["train.interval=25,50", "optimizer.lr=1e-3", "+note='a b'", "seed=1,2"]
+    parser = OverridesParser.create()
+    (expected,) = BasicSweeper.split_arguments(parser.parse_overrides([*BASE, *arguments]), None)
+    own = sweeper()
+    own._compose = lambda job: compose("config", [o for o in job if "note" not in o])
+    assert own.plan(parser.parse_overrides([*BASE, *arguments])) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "text"),
+    [
+        ("K=5,abc", ConfigError, "K=abc is not a number"),
+        ("seed=0,-1", ConfigError, "seed=-1 must be 0 or more"),
+        ("train.steps=100,1", ConfigError, "train.interval=50 is larger"),
+        ("optimizer.lr=interval(0,1)", ConfigError, "intervals cannot be enumerated"),
+        ("model=gpt2_nano,gtp2", MissingConfigException, "gtp2"),
+    ],
+)
+def test_a_mistake_stops_the_sweep_before_anything_is_written(sweeper, tmp_path, argument, error, text):
+    own = sweeper((argument, f"hydra.sweep.dir={tmp_path}/sweep"))
+    own.launcher = object()  # a launch would fail in another way
+    with pytest.raises(error, match=text):
+        own.sweep([*BASE, argument])
+    assert list(tmp_path.iterdir()) == []
+
+
+class Launcher:
+    """Ends the jobs as told and remembers what it was given."""
+
+    def __init__(self, *ends: Any) -> None:
+        self.ends = list(ends)
+        self.batches: list[Any] = []
+
+    def launch(self, batch: Any, initial_job_idx: int) -> list[JobReturn]:
+        self.batches.append((initial_job_idx, batch))
+        jobs = []
+        for _ in batch:
+            end, job = self.ends.pop(0), JobReturn()
+            failed = isinstance(end, Exception)
+            job.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+            job.return_value = end if failed else {"status": end, "run_id": f"id-{end}"}
+            jobs.append(job)
+        return jobs
+
+
+def test_sweep_outlives_failing_jobs_and_sums_up(sweeper, tmp_path):
+    typed = ("seed=0-4", "predictor=linear", f"hydra.sweep.dir={tmp_path}/sweep")
+    own = sweeper(typed, max_batch_size=2)
+    own.launcher = launcher = Launcher("failed", "completed", ValueError("x"), "diverged", "skipped")
+    line = "sweep: 1 completed, 1 skipped (id-skipped), 1 diverged (id-diverged), 2 failed (id-failed ?)"
+    with pytest.raises(SweepFailed) as caught:
+        own.sweep([*BASE, *typed[:2]])
+    assert str(caught.value) == line
+    assert [(start, len(batch)) for start, batch in launcher.batches] == [(0, 2), (2, 2), (4, 1)]
+    kept = OmegaConf.load(tmp_path / "sweep" / "multirun.yaml").hydra.overrides.task
+    assert list(kept) == [*BASE, "seed=0-4", "predictor=linear"]
+
+
+def test_a_sweep_without_failures_returns(sweeper, tmp_path, capsys):
+    own = sweeper(("seed=0-1", f"hydra.sweep.dir={tmp_path}"))
+    own.launcher = Launcher("completed", "completed")
+    assert len(own.sweep([*BASE, "seed=0-1"])) == 1
+    assert capsys.readouterr().out.endswith("sweep: 2 completed, 0 skipped, 0 diverged, 0 failed\n")
+
+
+@pytest.mark.parametrize("choice", ["none", "linear", "[linear,quadratic]", "[linear,none]", "persistence", "[]"])
+def test_every_way_to_choose_predictors_composes(sweeper, choice):
+    config = resolve(compose("config", [*BASE, f"predictor={choice}"]))
+    names = {name for name in choice.strip("[]").split(",") if name not in ("none", "")}
+    assert set(config.predictors) == (set() if choice == "none" else names | {"persistence", "average"})
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_compose(sweeper, path):
+    config = resolve(compose("config", [f"experiment={path.stem}", *BASE]))
+    assert config.horizons == [5, 10, 25, 50, 75, 100]
+    assert (config.train.steps, config.train.interval, config.schedule.warmup) == (2000, 50, 100)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sweep_files(sweeper, path):
+    spec = yaml.safe_load(path.read_text())
+    assert set(spec) <= {"title", "published", "table", "suite", "overrides", "axes", "commands"}
+    for own in spec.get("commands", [{}]):
+        assert own.get("suite", spec.get("suite"))
+        arguments = [*own.get("overrides", []), *spec.get("overrides", [])]
+        for key, values in (spec["axes"] | own.get("axes", {})).items():
+            arguments.append(f"{key}={','.join(map(str, values)) if isinstance(values, list) else values}")
+        jobs = plan(sweeper(), *arguments, "seed=42")  # one seed is enough to see that it composes
+        assert len(jobs) == (2 if "protocol" in spec["axes"] else 1)
+
+
+def test_tables_of_one_scale_share_their_runs():
+    for scale in ("", "_embedded"):
+        specs = [yaml.safe_load(p.read_text()) for p in (PROJECT / "sweeps").glob(f"leap_verify_*{scale}.yaml")]
+        specs = [s for s in specs if s["suite"] == f"leap_verify{scale}"]
+        assert len(specs) == 7
+        assert all(spec["axes"] == specs[0]["axes"] for spec in specs)
+        assert len({tuple(o for o in spec["overrides"] if "experiment" not in o) for spec in specs}) == 1

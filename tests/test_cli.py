@@ -66,7 +66,9 @@ def in_process(monkeypatch, capsys, tmp_path):
 
     def run(config: Any) -> Any:
         status = "diverged" if config.seed == 2 else "completed"
-        return SimpleNamespace(status=status, run_id="abc", folder=None, reason="loss is nan" if config.seed == 2 else None)
+        return SimpleNamespace(
+            status=status, run_id="abc", folder=None, reason="loss is nan" if config.seed == 2 else None
+        )
 
     @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
     def task(cfg: Any) -> Any:
@@ -105,7 +107,6 @@ def in_process(monkeypatch, capsys, tmp_path):
         (["K=[5"], ["K=[5"]),
         (["K=5,10"], ["K=5,10", "-m", "[a,b]"]),
         (["mode=leep"], ["mode=leep", "observe"]),
-        (["dataset=text_files"], ["dataset.path"]),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(in_process, arguments, words):
@@ -196,7 +197,9 @@ def test_job_returns_plain_data_in_a_sweep(monkeypatch):
         cfg = compose("config", ["regime=published", "predictor=linear"])
     multirun = OmegaConf.create({"hydra": {"mode": "MULTIRUN"}})
     monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
-    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: SimpleNamespace(mode=cli.RunMode[multirun.hydra.mode])))
+    monkeypatch.setattr(
+        HydraConfig, "get", staticmethod(lambda: SimpleNamespace(mode=cli.RunMode[multirun.hydra.mode]))
+    )
 
     def wrong(config: Any) -> Any:
         raise ConfigError("dataset.path=/nowhere does not exist; give a folder")
@@ -206,7 +209,7 @@ def test_job_returns_plain_data_in_a_sweep(monkeypatch):
     assert result["reason"] == "dataset.path=/nowhere does not exist; give a folder"
 
 
-def test_sweep_script(capsys, monkeypatch):
+def test_sweep_script():
     def dry(*arguments: str) -> Any:
         command = [sys.executable, str(PROJECT / "scripts" / "sweep.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -4,7 +4,12 @@ import json
 import multiprocessing
 import os
 import re
+import socket
+import threading
+import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +24,25 @@ import leapbench.datasets as datasets
 from leapbench.config import ConfigError, DatasetConfig
 from leapbench.datasets import hub, stdlib, text_files
 from leapbench.datasets.corpus import SPLITS
+from leapbench.datasets.tokenize import BYTE
 
-WORDS = "the quick brown fox jumps over the lazy dog and naïve café owners watch 日本".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "and",
+    "naïve",
+    "café",
+    "owners",
+    "watch",
+    "日本",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +102,7 @@ def test_splits_are_disjoint_and_cover_the_folder(tmp_path):
     data = datasets.load(cfg, tmp_path / "cache")
     parts = [decode(getattr(data, split)) for split in SPLITS]
     assert [len(part) for part in parts] == [54, 3, 3]
-    assert sorted(sum(parts, [])) == sorted(map(sentence, range(60)))
+    assert sorted(chain(*parts)) == sorted(map(sentence, range(60)))
 
 
 def test_packed_splits_are_their_documents_joined_and_cut(tmp_path):
@@ -137,7 +159,7 @@ def test_stdlib_is_the_running_python_without_installed_packages(tmp_path):
 def test_cache_is_used_again_without_tokenising(tmp_path, monkeypatch):
     cfg = replace(texts(tmp_path / "texts"), tokenizer="bpe", vocab_size=280)
     first = datasets.load(cfg, tmp_path / "cache")
-    assert isinstance(first.train.ids.base, np.memmap) or isinstance(first.train.ids, np.memmap)
+    assert isinstance(first.train.ids, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         first.train.ids[0, 0] = 1
     monkeypatch.setattr(datasets, "_write", None)
@@ -236,9 +258,9 @@ def test_four_kinds_of_text_files_together(tmp_path):
     data = datasets.load(cfg, tmp_path / "cache")
     parts = [decode(getattr(data, split)) for split in SPLITS]
     assert [len(part) for part in parts] == [72, 4, 4]
-    assert sorted(sum(parts, [])) == sorted(documents)
+    assert sorted(chain(*parts)) == sorted(documents)
     longer = datasets.load(replace(cfg, min_characters=40), tmp_path / "cache")
-    kept = sum((decode(getattr(longer, split)) for split in SPLITS), [])
+    kept = chain(*(decode(getattr(longer, split)) for split in SPLITS))
     assert sorted(kept) == sorted(text for text in documents if len(text) > 40)
 
 
@@ -352,6 +374,47 @@ def test_mistakes_are_one_line(tmp_path, change, message):
     (tmp_path / "empty").mkdir()
     change = {key: value.format(tmp=tmp_path) if isinstance(value, str) else value for key, value in change.items()}
     assert_refused(replace(cfg, **change), tmp_path / "cache", message)
+
+
+def test_hub_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(hub.huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "TIMEOUT_S", 0.2)
+        start = time.monotonic()
+        cfg = DatasetConfig(name="lm1b", source="hub", path="nobody/nothing", subset="plain_text", tokens=8)
+        assert_refused(cfg, tmp_path / "cache", "is out of reach; use dataset=stdlib, or dataset.path=<local copy>")
+        assert 0.2 <= time.monotonic() - start < 3
+
+
+def test_what_is_not_on_this_machine_comes_from_a_hub_that_answers(monkeypatch):
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None:
+            pass
+
+    def load(local_files_only: bool) -> str:
+        if local_files_only:
+            raise OSError("not here")
+        return "downloaded"
+
+    def fail(local_files_only: bool) -> str:
+        raise OSError("not here") if local_files_only else RuntimeError("no such repository\nsecond line")
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(hub.huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert hub.fetch("dataset.path", "nobody/nothing", load, "a copy") == "downloaded"
+        with pytest.raises(ConfigError, match=r"^dataset\.path=nobody/nothing .*: no such repository; use a copy$"):
+            hub.fetch("dataset.path", "nobody/nothing", fail, "a copy")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65_536, np.uint16), (65_537, np.uint32)])
+def test_ids_fit_their_dtype(vocab_size, dtype):
+    assert replace(BYTE, vocab_size=vocab_size).dtype is dtype
 
 
 def test_incomplete_hub_copies_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def records(path: Path) -> list[Any]:
     return found
 
 
+def finished(path: Path) -> list[Any]:
+    """`records`, once the last one is there: W&B's own process writes them, some time after finish() returns."""
+    for _ in range(200):
+        found = records(path)
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} never ended")
+
+
 def values(items: Any) -> dict[str, str]:
     return {item.key or "/".join(item.nested_key): item.value_json for item in items}
 
@@ -58,7 +69,7 @@ def test_values_reach_wandb_under_the_run_id(offline):
     assert [file.name for file in files] == [f"run-{RUN_ID}.wandb"] * 2
     steps = []
     for start, file in enumerate(files):
-        found = records(file)
+        found = finished(file)
         (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
         assert (run.run_id, run.project) == (RUN_ID, "p")
         assert values(run.config.update)["model"] == '{"name":"gpt2_nano"}'

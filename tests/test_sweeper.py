@@ -139,7 +139,7 @@ def test_other_sweeps_are_hydras(sweeper):
     [
         ("K=5,abc", ConfigError, "K=abc is not a number"),
         ("seed=0,-1", ConfigError, "seed=-1 must be 0 or more"),
-        ("train.steps=100,1", ConfigError, "train.interval=50 is larger"),
+        ("train.steps=200,1", ConfigError, "train.interval=50 is larger"),
         ("optimizer.lr=interval(0,1)", ConfigError, "intervals cannot be enumerated"),
         ("model=gpt2_nano,gtp2", MissingConfigException, "gtp2"),
     ],

@@ -26,14 +26,14 @@ def score(suite: Suite) -> pd.DataFrame:
     now, predicted = scored["loss_now_nats"].to_numpy(dtype=float), scored["loss_pred_nats"].to_numpy(dtype=float)
     if scored["sigma_nats"].isna().any():
         row = scored[scored["sigma_nats"].isna()].iloc[0]
-        raise RecordError(
-            f"{suite.folder / row['run_id']}: no finite verification loss at step {row['step']}, though it has proposals"
-        )
+        run = suite.folder / row["run_id"]
+        raise RecordError(f"{run}: no finite verification loss at step {row['step']}, though it has proposals")
     scored["strict"] = verify.strict(predicted, now)
     scored["adaptive"] = verify.adaptive(predicted, now, scored["sigma_nats"].to_numpy(dtype=float))
     scored["proximity"] = False
-    for (tolerance, two_sided), rows in scored.groupby(["tolerance", "two_sided"]).indices.items():
-        scored.loc[rows, "proximity"] = verify.proximity(predicted[rows], now[rows], float(tolerance), bool(two_sided))
+    for tolerance, two_sided in scored[["tolerance", "two_sided"]].drop_duplicates().itertuples(index=False):
+        own = ((scored["tolerance"] == tolerance) & (scored["two_sided"] == two_sided)).to_numpy()
+        scored.loc[own, "proximity"] = verify.proximity(predicted[own], now[own], float(tolerance), bool(two_sided))
     return scored.drop(columns=["sigma_over", "tolerance", "two_sided"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config import ConfigError, RunConfig, resolve
+from leapbench.config import PROJECT, ConfigError, RunConfig, resolve
 
 STATUSES = ("completed", "skipped", "diverged", "failed")
 FAILURES = ("diverged", "failed")
@@ -131,7 +132,9 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
         return _missing(error), 2
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {_first_line(error)}", 2
-    if isinstance(error, AssertionError | TypeError | ValueError) and _raised_in(error, "hydra/_internal/defaults_list.py"):
+    if isinstance(error, AssertionError | TypeError | ValueError) and _raised_in(
+        error, "hydra/_internal/defaults_list.py"
+    ):
         return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
     if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         return _composition(error), 2
@@ -141,7 +144,10 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
         return f"{place or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
     if type(error).__name__ in DEAD_WORKERS:
-        return f"a job's process died without an answer (killed, or out of memory?); finished runs are kept, {CONTINUE}", 1
+        return (
+            f"a job's process died without an answer (killed, or out of memory?); finished runs are kept, {CONTINUE}",
+            1,
+        )
     return None
 
 
@@ -152,9 +158,9 @@ def _run(config: RunConfig) -> Any:
 
 
 def _missing(error: MissingConfigException) -> str:
-    wanted = error.missing_cfg_file or ""
-    group, _, name = wanted.rpartition("/")
-    options = sorted(error.options or ())
+    quoted = re.search(r"Could not \w+ '([^']+)'", str(error))  # lists of choices: the error has no fields
+    group, _, name = (error.missing_cfg_file or (quoted[1] if quoted else "")).rpartition("/")
+    options = sorted(error.options or (path.stem for path in (PROJECT / "conf" / group).glob("*.yaml") if group))
     if not options:
         return _first_line(error)
     return f"{group}={name} does not exist{_nearest(name, options)}; there are: {', '.join(options)}"

@@ -65,7 +65,7 @@ class DistanceToTruth:
             weights = torch.zeros(len(self.gram), dtype=torch.float64)
             older = torch.tensor(coefficients[:-1], dtype=torch.float64)
             weights[len(self.gram) - 1 - len(older) : -1] = older
-            moved_sq = float(weights @ self.gram @ weights)
+            moved_sq = max(float(weights @ self.gram @ weights), 0.0)  # rounding can leave a cancelled one below 0
             inner = float(weights @ self.gram[:, -1])
         error = math.sqrt(max(moved_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(moved_sq) else math.nan
         both = math.sqrt(moved_sq * true_sq) if math.isfinite(moved_sq) else 0.0

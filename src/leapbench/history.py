@@ -132,10 +132,11 @@ class Ring:
         kept = self._snapshots
         if kept and step != kept[-1].step + self.interval:
             raise ValueError(f"snapshot at step {step}, but the last was at {kept[-1].step}, interval {self.interval}")
+        keeps_moments = moments is not None and self.moments_capacity > 0
+        m, v = self._take_moments() if keeps_moments else (None, None)
         reused = kept.pop(0).weights if len(kept) == self.capacity else None
         snapshot = Snapshot(step, position, self._store(reused, weights, self.weights_dtype))
-        if moments is not None and self.moments_capacity:
-            m, v = self._take_moments()
+        if moments is not None and keeps_moments:
             snapshot = replace(
                 snapshot,
                 exp_avg=self._store(m, moments.exp_avg, self.moments_dtype),

@@ -275,3 +275,16 @@ def _flatten(tree: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(tree, dict):
         return [leaf for key, value in tree.items() for leaf in _flatten(value, f"{path}.{key}" if path else str(key))]
     return [(path, json.dumps(tree).strip('"'))]
+
+
+def suites_in(results: str | Path) -> list[str]:
+    """Names of the folders of `results` that hold runs.
+
+    Raises:
+        RecordError: there is none.
+    """
+    results = Path(results)
+    names = sorted({path.parents[1].name for path in results.glob(f"*/*/{CONFIG}")})
+    if not names:
+        raise RecordError(f"{results}: no suites here; train.py writes them, --results FOLDER reads them elsewhere")
+    return names

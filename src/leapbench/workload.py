@@ -85,7 +85,7 @@ class Workload:
 
     def probe_states(self) -> tuple[Tensor, Tensor | None]:
         """The probes' hidden states after the last norm, (P, T, d), and their mask (P, T) if any are padded."""
-        with self._scoring():
+        with self._scoring(), self.autocast():
             hidden = torch.cat([models.final_hidden(self.model, batch) for batch in self._probes])
         masks = [batch["attention_mask"] for batch in self._probes if "attention_mask" in batch]
         return hidden, torch.cat(masks) if masks else None

@@ -1,4 +1,4 @@
-"""Invented run folders in the layout of real ones: seeded, small, different for every seed. For tests and for looking at tables."""
+"""Invented run folders in the layout of real ones: seeded, small, different for every seed."""
 
 import hashlib
 import json
@@ -37,9 +37,10 @@ def write_run(
     skipped: dict[str, str] | None = None,
     cascade: bool = False,
     landscape: bool = False,
+    until: int | None = None,
     extra: dict | None = None,
 ) -> Path:
-    """One run folder; `status` None leaves summary.json out and cuts the last line (a killed run)."""
+    """One run folder; `status` None leaves summary.json out and cuts the last line (a killed run); `until` ends it early."""
     names = [*predictors, "persistence", "average"] if predictors else []
     science = {
         "model": {"name": model, "init": "scratch"}, "dataset": {"name": "stdlib"},
@@ -72,6 +73,7 @@ def write_run(
 
     records = _records(np.random.default_rng([seed, steps]), science, names, seed)
     for file, rows in records.items():
+        rows = [row for row in rows if until is None or row["step"] <= until]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         if status is None and rows:
             text = text[:-20]

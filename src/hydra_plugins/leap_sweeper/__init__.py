@@ -149,7 +149,9 @@ class LeapSweeper(BasicSweeper):
 
 def _jobs(axes: Axes) -> list[list[str]]:
     # A deletion, "~key", has no value.
-    choices = [[f"{key}={value}" if value or key[0] != "~" else key for value in values] for key, values in axes.items()]
+    choices = [
+        [f"{key}={value}" if value or key[0] != "~" else key for value in values] for key, values in axes.items()
+    ]
     return [list(job) for job in product(*choices)]
 
 

@@ -17,6 +17,7 @@ SPLITS = ("train", "verification", "validation")
 HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation
 READERS = {".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to the hub for every local file opened
 datasets.disable_progress_bars()
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 

@@ -7,6 +7,7 @@ Two layouts exist: `<subset>/train-00000-of-00002.parquet` (main branch, as wiki
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
@@ -45,9 +46,8 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         texts = chain.from_iterable(rows(file, cfg.text_column) for file in files)
         return (text for text in texts if len(text) > cfg.min_characters)
 
-    def read(split: str) -> Iterator[str]:
-        if split == "validation":
-            return documents(validation)
+    @cache
+    def first_held_out() -> int:
         samples = sum(1 for _ in documents(train))
         held_out = -(-samples // HELD_OUT) if cfg.hold_out_last is None else cfg.hold_out_last
         if not 0 < held_out < samples:
@@ -55,8 +55,14 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
                 f"dataset.hold_out_last={cfg.hold_out_last} does not fit: train has {samples} samples of more than "
                 f"{cfg.min_characters} characters; keep at least one for verification and one for training"
             )
-        first = samples - held_out
-        return islice(documents(train), first) if split == "train" else islice(documents(train), first, None)
+        return samples - held_out
+
+    def read(split: str) -> Iterator[str]:
+        if split == "validation":
+            return documents(validation)
+        if split == "train":
+            return islice(documents(train), first_held_out())
+        return islice(documents(train), first_held_out(), None)
 
     return Corpus(hash_files(folder, train + validation), read)
 

@@ -13,6 +13,7 @@ from leapbench.figures.style import (
     SPARE_STYLES,
     grid,
     mark_at_top,
+    plain_log,
     predictor_legend,
     predictor_style,
     predictors_of,
@@ -22,7 +23,8 @@ from leapbench.figures.style import (
 from leapbench.tables.extrapolation import CALM
 
 RULE_WORDS = {
-    "strict": "strict: predicted loss below the current one", "adaptive": "adaptive: at most one σ above the current loss",
+    "strict": "strict: predicted loss below the current one",
+    "adaptive": "adaptive: at most one σ above the current loss",
     "proximity": "proximity: within the protocol's tolerance of the current loss",
 }  # fmt: skip
 
@@ -77,7 +79,7 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     rows = used[used["predictor"] == "momentum"]
     if not rows["mean"].notna().any():
         return None
-    figure, axes = grid(1, 1, 7.2, 4.4)
+    figure, axes = grid(1, 1, 6.6, 4.6)
     ax = axes[0, 0]
     ax.set_yscale("log")
     handles = []
@@ -98,7 +100,7 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_xticks(sorted(rows["K"].unique()))
     ax.set_xlabel("K [steps]")
     ax.set_ylabel("predicted loss / loss now")
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     regime = used["regime"].iloc[0]
     figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}, n = {int(rows['n_seeds'].max())} seeds, "
                     "bars: 95 % bootstrap interval")  # fmt: skip
@@ -114,7 +116,7 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
     figure, axes = grid(1, len(protocols), 3.3, 3.6)
     shift = 0.4 / max(1, len(predictors) - 1)
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.set_yscale("log")
+        plain_log(ax)
         for i, predictor in enumerate(predictors):
             own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
             quartiles = own.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
@@ -132,6 +134,6 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("distance to θ(t+K): candidate / θ(t)")
     predictor_legend(figure, predictors)
-    figure.suptitle(f"How close to the true weights: {name}\nmedian over proposals, bars: quartiles, n = "
-                    f"{rows['seed'].nunique()} seeds; below 1 is closer than staying put")  # fmt: skip
+    figure.suptitle(f"Distance to the true weights: {name}\nmedian, bars: quartiles, n = "
+                    f"{rows['seed'].nunique()} seeds; below 1: closer than staying")  # fmt: skip
     return figure

@@ -15,12 +15,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from leapbench.acceptance import in_order
 
 DPI = 150
 PREDICTOR_STYLE = {
-    "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"), "momentum_decay": ("#882255", "v"),
+    "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"),
+    "momentum_decay": ("#882255", "v"),
     "trend": ("#009E73", "D"), "average": ("#E69F00", "P"), "persistence": ("#000000", "_"),
 }  # fmt: skip
 SPARE_STYLES = [("#56B4E9", "X"), ("#44AA99", "p"), ("#999933", "h"), ("#332288", "*"), ("#DDCC77", "<")]
@@ -30,7 +32,8 @@ PROTOCOL_STYLE = {
 REGIME_COLOUR = {"stable": "#bcdcf0", "transition": "#ececec", "chaotic": "#f9d9b0", "unknown": "#ffffff"}
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#e3e3e3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "lines.linewidth": 1.5,
+    "grid.color": "#e3e3e3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
+    "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True, "figure.titlesize": 10.5,
 }  # fmt: skip
 
@@ -38,7 +41,7 @@ STYLE: Any = {
 def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """A figure of equal panels with shared axes; `width` and `height` of one panel in inches."""
     return plt.subplots(
-        rows, columns, figsize=(max(5.5, width * columns), height * rows + 1.1), sharex=True, sharey=True, squeeze=False
+        rows, columns, figsize=(max(6.4, width * columns), height * rows + 1.1), sharex=True, sharey=True, squeeze=False
     )
 
 
@@ -67,8 +70,8 @@ def mark_at_top(ax: Axes, x: Iterable[float], colour: str) -> None:
     """Crosses at the upper edge: here a value was not finite."""
     x = np.asarray(list(x), dtype=float)
     if len(x):
-        ax.plot(x, np.full(len(x), 0.985), ls="", marker="x", ms=6, mew=1.6, color=colour, transform=ax.get_xaxis_transform(),
-                clip_on=False, zorder=6)  # fmt: skip
+        edge = ax.get_xaxis_transform()
+        ax.plot(x, np.full(len(x), 0.985), "x", ms=6, mew=1.6, color=colour, transform=edge, clip_on=False, zorder=6)
 
 
 def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) -> None:
@@ -84,6 +87,18 @@ def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) ->
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, int(figure.get_figwidth() // 1.45)))
     )
+
+
+def plain_log(ax: Axes) -> None:
+    """A logarithmic y axis with plain numbers at its ticks."""
+    ax.set_yscale("log")
+    for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        which(_PlainLog(minor_thresholds=(1, 0.4)))
+
+
+class _PlainLog(LogFormatter):
+    def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
+        return f"{x:,.0f}" if x >= 1000 else f"{x:g}"
 
 
 def bands(rows: pd.DataFrame) -> list[tuple[float, float, str]]:

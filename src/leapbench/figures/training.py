@@ -105,26 +105,31 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     rows = rows.assign(change=rows["loss_nats"] - rows["loss_now_nats"], lost=rows["loss_nats"].isna())
     protocols, predictors = protocols_of(rows), predictors_of(rows)
     figure, axes = grid(1, len(protocols), 3.3, 3.6)
-    start = rows["change"].abs().quantile(0.25)
+    medians = (
+        rows[rows["predictor"] != "persistence"].groupby(["protocol", "predictor", "fraction"])["change"].median().abs()
+    )
+    wide = medians.max() > 30 * medians.median()
+    shift = 0.1 / max(1, len(predictors) - 1)
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        ax.set_yscale("symlog", linthresh=max(start, 1e-4))
-        for predictor in predictors:
+        if wide:
+            ax.set_yscale("symlog", linthresh=2 * medians.median())
+        for i, predictor in enumerate(predictors):
             own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
             quartiles = own.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
             colour, marker = predictor_style(predictor)
             if predictor == "persistence":
                 ax.axhline(0, color=colour, ls="--", lw=1.2)
                 continue
-            fractions = quartiles.index.to_numpy(dtype=float)
+            fractions = quartiles.index.to_numpy(dtype=float) + (i - (len(predictors) - 1) / 2) * shift
             ax.plot([0, *fractions], [0, *quartiles[0.5]], color=colour, marker=marker, ms=4.5)
-            ax.fill_between(fractions, quartiles[0.25], quartiles[0.75], color=colour, alpha=0.15, lw=0)
+            ax.vlines(fractions, quartiles[0.25], quartiles[0.75], color=colour, lw=1.1)
             lost = own.groupby("fraction")["lost"].any()
             mark_at_top(ax, lost.index[lost].to_numpy(dtype=float), colour)
         ax.set_title(protocol)
         ax.set_xlabel("fraction of the predicted displacement")
-    axes[0, 0].set_ylabel("loss change [nats], linear near 0, log beyond")
+    axes[0, 0].set_ylabel("loss change [nats]" + (", linear near 0, log beyond" if wide else ""))
     predictor_legend(figure, predictors)
     K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
-    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, band: quartiles, "
+    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, bars: quartiles, "
                     f"n = {rows['seed'].nunique()} seeds")  # fmt: skip
     return figure

@@ -108,15 +108,15 @@ def not_counted(suite: Suite) -> list[str]:
     """One line per run, or predictor of a run, that the numbers leave out, and why."""
     lines = []
     for status in UNCOUNTED:
-        for run in suite.runs[suite.runs["status"] == status].itertuples():
-            seed = "?" if pd.isna(run.seed) else run.seed
-            who = f"{run.run_id} ({run.model or '?'}, {run.dataset or '?'}, seed {seed})"
-            reason = str(run.reason).strip().splitlines()
+        for run in suite.runs[suite.runs["status"] == status].to_dict("records"):
+            seed = "?" if pd.isna(run["seed"]) else run["seed"]
+            who = f"{run['run_id']} ({run['model'] or '?'}, {run['dataset'] or '?'}, seed {seed})"
+            reason = str(run["reason"]).strip().splitlines()
             lines.append(f"{status}: {who}{': ' + reason[-1] if reason else ''}")
     skipped: dict[tuple[str, str], list[str]] = {}
-    for run in suite.runs.itertuples():
-        for predictor, reason in run.skipped.items():
-            skipped.setdefault((predictor, str(reason)), []).append(run.run_id)
+    for run in suite.runs.to_dict("records"):
+        for predictor, why in run["skipped"].items():
+            skipped.setdefault((predictor, str(why)), []).append(run["run_id"])
     lines += [
         f"predictor {predictor} skipped in {len(ids)} {_plural('run', len(ids))} ({', '.join(ids)}): {reason}"
         for (predictor, reason), ids in skipped.items()

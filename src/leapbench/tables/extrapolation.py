@@ -50,7 +50,10 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     frame = with_published(
         frame, published.momentum.assign(predictor="momentum", regime=CALM), ["predictor", "regime", "K"],
-        {"predicted_loss": "published_predicted_loss_nats", "actual_loss": "published_actual_loss_nats", "ratio": "published_ratio"},
+        {
+            "predicted_loss": "published_predicted_loss_nats", "actual_loss": "published_actual_loss_nats",
+            "ratio": "published_ratio",
+        },
     )  # fmt: skip
     frame = in_order(frame, [*WORKLOAD, "regime", "predictor", "protocol", "K"])
     measured = [
@@ -64,9 +67,10 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     theirs = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
     columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measured, *theirs, "published_source"]
     header = (
-        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of each seed's ratio of means; "
-        f"regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a share; underflow: "
-        f"share of positive second moments that the stored dtype rounds to 0; {seeds_counted(suite)}; {stats.INTERVAL}."
+        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of means; "
+        f"regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a share; "
+        f"underflow: share of positive second moments that the stored dtype rounds to 0; {seeds_counted(suite)}; "
+        f"{stats.INTERVAL}."
     )
     show = [
         "regime",
@@ -80,8 +84,8 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     ]
     show += ["ci_high", "n_seeds", "n_proposals", "ratio_median", "nonfinite_pct", "underflow_pct", "published_ratio"]
     return Table(
-        "momentum_catastrophe", "The momentum catastrophe", frame[columns], header, f"{len(frame)} rows", sections=WORKLOAD,
-        show=[*show, "published_model"], compact=CALM,
+        "momentum_catastrophe", "The momentum catastrophe", frame[columns], header, f"{len(frame)} rows",
+        sections=WORKLOAD, show=[*show, "published_model"], compact=CALM,
     )  # fmt: skip
 
 
@@ -100,8 +104,8 @@ def cascade(suite: Suite) -> Table:
     frame = _described(rows, by_seed, key, "loss_nats", extra, _asked_chains(suite, key))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
-        "Loss in nats after each link of a chain of depth predictions, K steps each, from confirmed-stable checkpoints; mean, std "
-        "and interval of each seed's mean; loss_true and excess over it only where the chain ends within the run; "
+        "Loss in nats after each link of a chain of depth predictions, K steps each, from confirmed-stable checkpoints; mean, "
+        "std and interval of each seed's mean; loss_true and excess over it only where the chain ends within the run; "
         f"{seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
@@ -119,8 +123,8 @@ def landscape(suite: Suite) -> Table:
     extra = ["loss_now_nats", "directional_derivative", "curvature"]
     frame = _described(rows, by_seed, key, "change_nats", extra, None)
     header = (
-        "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature per unit of the "
-        f"fraction; mean, std and interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
+        "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature per unit of "
+        f"the fraction; mean, std and interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "K", "fraction", *NUMBERS, "n_checkpoints", *extra]
     return Table(

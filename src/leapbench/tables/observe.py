@@ -11,10 +11,10 @@ from leapbench.tables.common import NUMBERS, PUBLISHED, Published, Table, count_
 
 DECISION = {
     "strict": "accepted if Lhat < L(t)",
-    "adaptive": "accepted if Lhat <= L(t) + sigma; sigma = std of the verification losses the protocol names (5 = the last "
-    "five up to t, all = the whole run)",
-    "proximity": "accepted if Lhat is within the protocol's tolerance of L(t) (exact and paper: 5 %, both sides; code: 0.5 %, "
-    "above only)",
+    "adaptive": "accepted if Lhat <= L(t) + sigma; sigma = std of the verification losses the protocol names (5 = "
+    "the last five up to t, all = the whole run)",
+    "proximity": "accepted if Lhat is within the protocol's tolerance of L(t) (exact and paper: 5 %, both sides; code: "
+    "0.5 %, above only)",
 }
 EXTRAS = ["loss_now_nats", "loss_pred_nats", "loss_true_nats", "rel_l2_to_true", "distance_ratio"]
 KINDS = ("chaotic", "transition", "stable", "unknown")
@@ -62,8 +62,8 @@ def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Publish
         "true, and distances to the true weights, are in the csv."
     )
     return Table(
-        f"acceptance_{rule}", f"Acceptance, {rule} rule", frame, header, count_cells(per_seed), across="K", percent=True,
-        compact="all", per_seed=per_seed,
+        f"acceptance_{rule}", f"Acceptance, {rule} rule", frame, header, count_cells(per_seed), across="K",
+        percent=True, compact="all", per_seed=per_seed,
     )  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFr
         f"two seeds count; {seeds_counted(suite)}. The csv has the rate's mean, std and {stats.INTERVAL}."
     )
     return Table(
-        "consistency", "Consistency over seeds", frame, header, f"{len(frame)} rows", rows=["rule", "regime", "predictor"],
-        across="K", percent=True, compact="all",
+        "consistency", "Consistency over seeds", frame, header, f"{len(frame)} rows",
+        rows=["rule", "regime", "predictor"], across="K", percent=True, compact="all",
     )  # fmt: skip
 
 

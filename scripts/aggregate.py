@@ -1,0 +1,57 @@
+"""Rebuild the tables from run folders: python scripts/aggregate.py --suite NAME."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from leapbench import tables
+from leapbench.read import RecordError, load_suite, suites_in
+
+PROJECT = Path(__file__).resolve().parents[1]
+MAIN = (
+    "regime_distribution",
+    "acceptance_strict",
+    "acceptance_adaptive",
+    "acceptance_proximity",
+    "momentum_catastrophe",
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", help="folder under --results (default: every suite there)")
+    parser.add_argument("--results", type=Path, default=Path("results/raw"), help="where the suites are")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="tables go to OUT/tables/SUITE")
+    parser.add_argument("--only", metavar="TABLE", help=f"one of {', '.join(tables.TABLES)}")
+    parser.add_argument("--published", type=Path, default=PROJECT / "results/published", help="the cited figures")
+    args = parser.parse_args()
+    published = tables.load_published(args.published)
+    for name in [args.suite] if args.suite else suites_in(args.results):
+        aggregate(args, name, published)
+    return 0
+
+
+def aggregate(args: argparse.Namespace, name: str, published: tables.Published) -> None:
+    """Print and write one suite's tables."""
+    suite = load_suite(args.results / name)
+    counts = suite.runs["status"].value_counts()
+    print(f"{name}: {len(suite.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    for note in tables.not_counted(suite):
+        print(f"  not counted: {note}")
+    folder = args.out / "tables" / name
+    written = []
+    for table in tables.build(suite, published, args.only):
+        print(f"\n{table.name}: {table.summary}")
+        if args.only or table.name in MAIN:
+            print(tables.console(table, compact=not args.only))
+        written += tables.write(table, suite, folder)
+    print(f"\nwrote {len(written)} files to {folder}: {', '.join(path.name for path in written)}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RecordError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")

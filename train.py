@@ -1,4 +1,4 @@
-"""Run leapbench: `python train.py predictor=linear K=50`, or a sweep: `python train.py -m predictor=linear,quadratic seed=0-4`."""
+"""One run: `python train.py predictor=linear K=50`. A sweep: `python train.py -m predictor=linear,trend seed=0-4`."""
 
 import hydra
 from omegaconf import DictConfig

@@ -73,11 +73,10 @@ def calibrate(suite: Suite, rows: pd.DataFrame) -> dict[str, Any]:
             taus["tau_high"].append(high)
             taus["tau_low"].append(low)
         protocols[protocol] = taus
-    commits = sorted(
-        f"{c}{' + changes' if dirty else ''}" for c, dirty in {*zip(by_run["git_commit"], by_run["git_dirty"])}
-    )
+    commits = sorted({f"{run.git_commit}{' + changes' if run.git_dirty else ''}" for run in by_run.itertuples()})
     source = {
-        "suite": suite.name, "run_ids": sorted(by_run.index), "seeds": sorted(int(seed) for seed in by_run["seed"].unique()),
+        "suite": suite.name, "run_ids": sorted(by_run.index),
+        "seeds": sorted(int(seed) for seed in by_run["seed"].unique()),
         "git_commit": ", ".join(commits), "percentiles": list(PERCENTILES), "steps": int(by_run["steps"].iloc[0]),
         "interval": int(by_run["interval"].iloc[0]),
     }  # fmt: skip

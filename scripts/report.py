@@ -1,4 +1,4 @@
-"""Draw a suite's figures and write the page that links its tables and figures: python scripts/report.py --suite NAME."""
+"""A suite's tables, its figures and the page that links them: python scripts/report.py --suite NAME."""
 
 import argparse
 import os

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 
 from leapbench import cli
 from leapbench.config import RunConfig, resolve
-from leapbench.record import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES, STREAMS
+from leapbench.record import STREAMS
 from leapbench.workload import Workload
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ TINY = (
     "model.config.n_layer=1", "model.config.n_embd=32", "model.config.n_head=2", "model.config.n_positions=16",
     "train.steps=24", "train.interval=4", "train.batch_size=4", "verify.sequences=4", "verify.batch_size=4",
     "eval.every=8", "eval.sequences=4", "eval.batch_size=4", "schedule.warmup=4", "K=[3,4,8]",
-    "landscape.K=4", "cascade.chains=[[3,4],[2,8]]", "progress=false", "device=cpu",
+    "landscape.K=4", "landscape.fractions=[0.25,0.5,1.0]", "cascade.chains=[[3,4]]", "progress=false", "device=cpu",
 )  # fmt: skip
 
 # Every checkpoint after the second is confirmed stable, so that cascades are run.
@@ -49,7 +49,7 @@ def write_texts(folder: Path, files: int = 60) -> Path:
     """A folder of .txt files with the same words in every test session."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    words = "the a quick slow brown red fox dog jumps over under lazy moon and or river stone".split()
+    words = ["the", "a", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "moon", "and", "river", "stone"]
     for number in range(files):
         (folder / f"{number:03}.txt").write_text(" ".join(rng.choice(words) for _ in range(80)))
     return folder
@@ -160,10 +160,3 @@ def captured(monkeypatch: pytest.MonkeyPatch, at_batch: Any = None) -> Iterator[
     with monkeypatch.context() as patch:
         patch.setattr("leapbench.run.Workload", Captured)
         yield made
-
-
-__all__ = [
-    "ALL_PREDICTORS", "ALL_PROTOCOLS", "ALWAYS_STABLE", "CASCADE", "CONTEXTS", "DROPOUT", "End", "EVALS", "LANDSCAPE",
-    "Lab", "PROJECT", "PROPOSALS", "REGIMES", "STREAMS", "by_cell", "call", "captured", "flat", "records", "rows", "start",
-    "untimed", "write_texts",
-]  # fmt: skip

@@ -51,7 +51,7 @@ def app(tmp_path):
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(script), *arguments, "regime=published"]
         env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
 
     return call
 
@@ -152,7 +152,7 @@ def test_the_real_command_line_is_quick_to_refuse(tmp_path):
     probe = "import runpy, sys; sys.argv = ['train.py', 'K=abc', 'regime=published']\n"
     probe += f"try: runpy.run_path({str(PROJECT / 'train.py')!r}, run_name='__main__')\n"
     probe += "finally: print('torch' in sys.modules)"
-    end = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    end = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (end.returncode, end.stdout) == (2, "False\n"), end.stderr
     assert len(end.stderr.splitlines()) == 1
     script = (PROJECT / "train.py").read_text()

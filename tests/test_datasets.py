@@ -239,6 +239,12 @@ def test_bpe_is_trained_on_train_alone_and_is_deterministic(tmp_path):
     assert not np.array_equal(other.verification.ids, one.verification.ids)
 
 
+def test_bpe_without_merges_is_one_token_a_byte(tmp_path):
+    cfg = replace(texts(tmp_path / "texts"), tokenizer="bpe", vocab_size=257, layout="padded", tokens=200)
+    data = datasets.load(cfg, tmp_path / "cache")
+    assert data.train.lengths.tolist() == [len(text.encode()) for text in text_files.open_corpus(cfg).read("train")]
+
+
 def test_four_kinds_of_text_files_together(tmp_path):
     documents = [sentence(k) for k in range(80)]
     folder = tmp_path / "texts"

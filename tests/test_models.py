@@ -100,7 +100,8 @@ def test_initialisation_depends_on_the_seed_alone():
 
 
 def test_vocabulary_comes_from_the_tokenizer_unless_configured():
-    assert models.build(conf("gpt2_nano"), 300, 64, 0, "scratch").config.vocab_size == 300
+    config = models.build(conf("gpt2_nano"), 300, 64, 0, "scratch").config
+    assert (config.vocab_size, config.bos_token_id, config.eos_token_id) == (300, 299, 299)
     assert models.build(conf("gpt2_nano", vocab_size=512), 300, 64, 0, "scratch").config.vocab_size == 512
 
 

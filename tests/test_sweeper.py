@@ -1,5 +1,6 @@
 """Ranges, folding and early validation, on jobs composed from conf/ with nothing launched."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hydra.errors import MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from leapbench.cli import SweepFailed
+from leapbench.cli import SweepError
 from leapbench.config import ConfigError, resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -176,7 +177,7 @@ def test_sweep_outlives_failing_jobs_and_sums_up(sweeper, tmp_path):
     own = sweeper(typed, max_batch_size=2)
     own.launcher = launcher = Launcher("failed", "completed", ValueError("x"), "diverged", "skipped")
     line = "sweep: 1 completed, 1 skipped (id-skipped), 1 diverged (id-diverged), 2 failed (id-failed ?)"
-    with pytest.raises(SweepFailed) as caught:
+    with pytest.raises(SweepError) as caught:
         own.sweep([*BASE, *typed[:2]])
     assert str(caught.value) == line
     assert [(start, len(batch)) for start, batch in launcher.batches] == [(0, 2), (2, 2), (4, 1)]
@@ -205,17 +206,26 @@ def test_experiments_compose(sweeper, path):
     assert (config.train.steps, config.train.interval, config.schedule.warmup) == (2000, 50, 100)
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
-def test_sweep_files(sweeper, path):
-    spec = yaml.safe_load(path.read_text())
-    assert set(spec) <= {"title", "published", "table", "suite", "overrides", "axes", "commands"}
-    for own in spec.get("commands", [{}]):
-        assert own.get("suite", spec.get("suite"))
-        arguments = [*own.get("overrides", []), *spec.get("overrides", [])]
-        for key, values in (spec["axes"] | own.get("axes", {})).items():
-            arguments.append(f"{key}={','.join(map(str, values)) if isinstance(values, list) else values}")
-        jobs = plan(sweeper(), *arguments, "seed=42")  # one seed is enough to see that it composes
-        assert len(jobs) == (2 if "protocol" in spec["axes"] else 1)
+def command_lines() -> list[tuple[str, ...]]:
+    """Every distinct command line of sweeps/*.yaml; tables that share runs share it."""
+    script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
+    names = sorted(path.stem for path in (PROJECT / "sweeps").glob("*.yaml"))
+    return list(dict.fromkeys(tuple(line) for name in names for line in script["commands"](name, [])))
+
+
+@pytest.mark.parametrize("line", command_lines(), ids=lambda line: line[2])
+def test_sweep_files_compose(sweeper, line):
+    assert line[:2] == ("train.py", "-m") and line[2].startswith("suite=")
+    jobs = plan(sweeper(), *line[2:], "seed=42")  # one seed is enough to see that it composes
+    assert len(jobs) == 1 + any(override.startswith("protocol=[exact,paper],") for override in line)
+
+
+def test_sweep_files_have_the_same_keys():
+    for path in (PROJECT / "sweeps").glob("*.yaml"):
+        spec = yaml.safe_load(path.read_text())
+        assert {"title", "published", "table", "overrides", "axes"} <= set(spec)
+        assert set(spec) <= {"title", "published", "table", "overrides", "axes", "suite", "commands"}
+        assert all(set(own) <= {"suite", "overrides", "axes"} for own in spec.get("commands", []))
 
 
 def test_tables_of_one_scale_share_their_runs():

@@ -63,7 +63,7 @@ def retrained(proposer: Proposer, workload: Workload, depth: int, K: int) -> Ite
             moments = _train(workload, model, weights, history, K)
             history = history.extended(weights.vector.clone(), K)
             history = _with_moments(history, moments)
-            yield _row("momentum", link, workload.verification_loss(model), weights.vector, start.now.weights)
+            yield _row("momentum", link, workload.verification_loss(model.eval()), weights.vector, start.now.weights)
 
 
 def _train(workload: Workload, model: torch.nn.Module, weights: FlatWeights, history: History, K: int) -> FlatMoments:

@@ -42,7 +42,7 @@ STORAGE = {
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
 
 
-class SweepFailed(Exception):
+class SweepError(Exception):
     """Some runs of a sweep failed or diverged; the message is the sweep's summary line."""
 
 
@@ -87,7 +87,7 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
     """The sweep in one line: how many ended how, and the run ids of those that need a look.
 
     Raises:
-        SweepFailed: with that line, if any run failed or diverged.
+        SweepError: with that line, if any run failed or diverged.
     """
     ends: dict[str, list[str]] = {status: [] for status in STATUSES}
     for result in results:
@@ -98,7 +98,7 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
     ]
     line = "sweep: " + ", ".join(parts)
     if any(ends[status] for status in FAILURES):
-        raise SweepFailed(line)
+        raise SweepError(line)
     return line
 
 
@@ -123,7 +123,7 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
         error: what was raised.
         place: the folder to name when a write failed and the error does not say where.
     """
-    if isinstance(error, SweepFailed):
+    if isinstance(error, SweepError):
         return str(error), 1
     if isinstance(error, InstantiationException):
         cause = error.__cause__

@@ -294,11 +294,14 @@ def resolve(cfg: DictConfig) -> RunConfig:
     plain.K = parse_horizons(plain.get("K"))
     try:
         OmegaConf.resolve(plain)
-        predictors = OmegaConf.to_container(plain.pop("predictors"))
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))
+        predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        for key in sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(f"{key} has no value; give it one, as in {key}=...")
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
-    assert isinstance(config, RunConfig) and isinstance(predictors, dict)
+    assert isinstance(config, RunConfig)
     config.predictors = _select(predictors)
     _fill_thresholds(config)
     validate(config)

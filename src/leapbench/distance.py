@@ -52,8 +52,8 @@ class DistanceToTruth:
             gram += (rows @ rows.T).double().cpu()
         self.gram = gram
 
-    def of(self, predictor: Predictor, K: int) -> Distance:
-        """Distance of `predictor`'s candidate K steps ahead."""
+    def of(self, predictor: Predictor, K: int, scale: float = 1.0) -> Distance:
+        """Distance of theta_t + scale (prediction - theta_t), for `predictor`'s prediction K steps ahead."""
         coefficients = coefficients_of(predictor, self.history, K)
         true_sq = float(self.gram[-1, -1])
         if coefficients is None:
@@ -67,6 +67,7 @@ class DistanceToTruth:
             weights[len(self.gram) - 1 - len(older) : -1] = older
             moved_sq = max(float(weights @ self.gram @ weights), 0.0)  # rounding can leave a cancelled one below 0
             inner = float(weights @ self.gram[:, -1])
+        moved_sq, inner = scale**2 * moved_sq, scale * inner
         error = math.sqrt(max(moved_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(moved_sq) else math.nan
         both = math.sqrt(moved_sq * true_sq) if math.isfinite(moved_sq) else 0.0
         return Distance(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from leapbench.clock import Clock
 from leapbench.config import OptimizerConfig, RunConfig
 from leapbench.logger import Logger
 from leapbench.observe import Observer
-from leapbench.record import EVALS, RunFolder
+from leapbench.record import EVALS, RunFolder, finite
 from leapbench.schedule import lr_at
 from leapbench.weights import FlatWeights
 from leapbench.workload import Workload, seed_of
@@ -48,7 +49,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     last_saved_s = time.monotonic()
     bar = tqdm(
         total=steps, initial=step, desc=f"{config.model.name} seed {config.seed}", unit="step",
-        disable=not config.progress, mininterval=1.0, miniters=1, dynamic_ncols=True,
+        disable=not config.progress, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True,
     )  # fmt: skip
 
     def evaluated(split: str, loss: float) -> None:
@@ -141,7 +142,7 @@ def summary(
         "status": status,
         "reason": reason,
         "steps": step,
-        "final": {f"{split}_loss_nats": loss for split, loss in losses.items()},
+        "final": {f"{split}_loss_nats": finite(loss) for split, loss in losses.items()},
         "best": best,
         "totals": {"charged_s": clock.charged, **laps},
         "verify": {"sequences": observer.config.verify.sequences, "batch_size": observer.config.verify.batch_size},

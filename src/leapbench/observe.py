@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ class Observer:
             key = (id(proposer.ring), row["step"])
             if key not in distances:
                 distances[key] = DistanceToTruth(proposer.ring.history(until=row["step"]), self.weights.vector)
-            d = distances[key].of(proposer.predictors[row["predictor"]], row["K"])
+            d = distances[key].of(proposer.predictors[row["predictor"]], row["K"], row["scale"])
             ok = abs(row["loss_pred_nats"]) < float("inf")
             row |= {"loss_true_nats": loss_true, "rel_l2_to_true": d.rel_l2_to_true}
             row |= {"rel_l2_now_to_true": d.rel_l2_now_to_true, "cosine": d.cosine}
@@ -189,7 +189,7 @@ class Observer:
         return float(lost.sum()) / max(1, int(positive.sum()))
 
 
-def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: dict[str, str]) -> dict[str, Predictor]:
+def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Collection[str]) -> dict[str, Predictor]:
     """The run's predictors by name, in the protocol's forms, without the skipped ones."""
     return {
         name: instantiate({**spec, **protocol.predictors.get(name, {})})
@@ -206,10 +206,10 @@ def unusable(config: RunConfig) -> dict[str, str]:
     return {name: reason for name, p in build_predictors(config, config.protocol, {}).items() if p.needs_moments}
 
 
-def check_contexts(config: RunConfig, skipped: dict[str, str]) -> None:
-    """Raise ConfigError if a predictor would never make a proposal."""
+def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
+    """Raise ConfigError if a predictor, unless it is exempt, would never make a proposal."""
     interval, steps, K = config.train.interval, config.train.steps, config.horizons[0]
-    for name, predictor in build_predictors(config, config.protocol, skipped).items():
+    for name, predictor in build_predictors(config, config.protocol, exempt).items():
         if predictor.context * interval + K > steps:
             raise ConfigError(
                 f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps after them, "

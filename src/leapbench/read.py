@@ -171,7 +171,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (KeyError, TypeError) as error:
         raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
     blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule"), "") | dict.fromkeys(
-        ("lr", "seed", "interval", "steps"), float("nan")
+        ("lr", "seed", "interval", "steps")
     )
     row = {
         "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **(named or blank), "status": status,
@@ -208,10 +208,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _kind(column: str) -> type:
+    return int if column in _INTEGERS else str if column in _TEXTS else bool if column in _FLAGS else float
+
+
 def _schema(file: str) -> pa.Schema:
-    kinds = {**dict.fromkeys(_INTEGERS, pa.int64()), **dict.fromkeys(_TEXTS, pa.string())}
-    kinds |= dict.fromkeys(_FLAGS, pa.bool_())
-    return pa.schema([(name, kinds.get(name, pa.float64())) for name in _COLUMNS[file].split()])
+    types = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64()}
+    return pa.schema([(name, types[_kind(name)]) for name in _COLUMNS[file].split()])
 
 
 def _read_records(path: Path, complete: bool) -> pa.Table:
@@ -227,30 +230,39 @@ def _read_records(path: Path, complete: bool) -> pa.Table:
     try:
         table = pa_json.read_json(BytesIO(raw), read_options=reading, parse_options=options)
     except pa.ArrowInvalid as error:
-        raise _broken(path, raw, str(error)) from None
-    lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
-    if len(table) != lines or any(table[key].null_count for key in _KEYS[path.name]):
-        raise _broken(path, raw, "a line without its keys")
+        raise _fault(path, raw) or RecordError(f"{path}: {str(error).splitlines()[0]}") from None
+    odd = b"NaN" in raw or b"Infinity" in raw or len(table) != raw.count(b"\n") + (not raw.endswith(b"\n"))
+    if odd or any(table[key].null_count for key in _KEYS[path.name]):
+        fault = _fault(path, raw)
+        if fault:
+            raise fault
     return table
 
 
-def _broken(path: Path, raw: bytes, otherwise: str) -> RecordError:
-    """The error that names the first line Python or the schema cannot read."""
-    schema = _schema(path.name)
-    for number, line in enumerate(raw.split(b"\n")[: raw.count(b"\n") + (not raw.endswith(b"\n"))], 1):
+def _fault(path: Path, raw: bytes) -> RecordError | None:
+    """The error that names the first line which is not JSON, lacks a key or holds a value of another type."""
+    for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse)
         except ValueError:
             return RecordError(f"{path}:{number}: not readable as JSON")
-        absent = [key for key in _KEYS[path.name] if not isinstance(row, dict) or row.get(key) is None]
-        if absent:
-            return RecordError(f"{path}:{number}: no {absent[0]}")
-        for field in schema:
-            try:
-                pa.array([row.get(field.name)], field.type)
-            except pa.ArrowException:
-                return RecordError(f"{path}:{number}: {field.name}={row[field.name]!r} is not of type {field.type}")
-    return RecordError(f"{path}: {otherwise.splitlines()[0]}")
+        if not isinstance(row, dict):
+            return RecordError(f"{path}:{number}: not a JSON object")
+        for key in _KEYS[path.name]:
+            if row.get(key) is None:
+                return RecordError(f"{path}:{number}: no {key}")
+        for name in _COLUMNS[path.name].split():
+            value, kind = row.get(name), _kind(name)
+            right = (
+                isinstance(value, float | int) and not isinstance(value, bool) if kind is float else type(value) is kind
+            )
+            if value is not None and not right:
+                return RecordError(f"{path}:{number}: {name}={value!r} is not of type {kind.__name__}")
+    return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _settings(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ means that nothing more will come.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -71,13 +72,18 @@ class RunFolder:
                 return self.acquire()
             shutil.rmtree(grave, ignore_errors=True)
             return self.acquire()
-        write_json(lock / OWNER, {"host": socket.gethostname(), "pid": os.getpid(), "since_utc": utc()})
+        try:
+            write_json(lock / OWNER, {"host": socket.gethostname(), "pid": os.getpid(), "since_utc": utc()})
+        except OSError:  # a lock without an owner would keep everybody out
+            self.release()
+            raise
         return None
 
     def release(self) -> None:
         """Close the files and give the lock back."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it first
+                file.close()
         self._files.clear()
         shutil.rmtree(self.path / LOCK, ignore_errors=True)
 

@@ -44,20 +44,20 @@ def run(config: RunConfig) -> Outcome:
         torch.set_num_threads(config.threads)
     run_id = config.run_id
     folder = RunFolder(Path(config.results_dir) / config.suite / run_id)
-    done = folder.summary()
-    if done and done["status"] != "failed":
-        return Outcome(done["status"], run_id, folder.path, done["reason"])
+    if done := _ended(folder):
+        return done
     skipped = unusable(config)
-    check_contexts(config, skipped)
     asked = [name for name in config.predictors if name not in CONTROLS]
+    check_contexts(config, {*skipped, *CONTROLS} if asked else set(skipped))
     workload = None if asked and all(name in skipped for name in asked) else Workload(config, device)
     try:
         folder.acquire()
     except BusyError as error:
         raise ConfigError(str(error)) from None
     try:
-        if done:
-            folder.reopen()
+        if done := _ended(folder):  # by another process, while this one got ready
+            return done
+        folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
         if workload is None:
             reason = "; ".join(f"predictor={name} {skipped[name]}" for name in asked)
@@ -96,6 +96,14 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}, but PyTorch sees no CUDA device here; use device=cpu")
     return device
+
+
+def _ended(folder: RunFolder) -> Outcome | None:
+    """How the run ended, or None if there is something left to do."""
+    done = folder.summary()
+    if done is None or done["status"] == "failed":
+        return None
+    return Outcome(done["status"], folder.path.name, folder.path, done["reason"])
 
 
 def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:

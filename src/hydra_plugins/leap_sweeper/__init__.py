@@ -58,7 +58,7 @@ class LeapSweeper(BasicSweeper):
 
         Raises:
             ConfigError: before anything is written, if any job's configuration is wrong.
-            SweepFailed: after the last job, if any failed or diverged.
+            SweepError: after the last job, if any failed or diverged.
         """
         from leapbench.cli import summarise
         from leapbench.config import ConfigError
@@ -116,6 +116,7 @@ class LeapSweeper(BasicSweeper):
         """What `override` stands for, as strings: one value, a sweep's values, or a range's integers."""
         from leapbench.config import ConfigError
 
+        values: list[Any]
         if not override.is_sweep_override():
             values = [override._value]
         elif override.is_discrete_sweep():

@@ -11,8 +11,9 @@ from leapbench.predictors.momentum import corrected_step
 class MomentumDecay:
     """theta - sum_{j=1..K} lr_j (beta1^j mhat / (sqrt(vhat) + eps) + wd theta).
 
-    A variant of Leap+Verify's momentum, arXiv:2602.19580: its exact form, but the first moment fades by beta1 with every skipped step, as it does when the
-    gradients to come average to zero. After about 1 / (1 - beta1) steps nothing more is added.
+    A variant of Leap+Verify's momentum (arXiv:2602.19580): `momentum` in its exact form, but the first moment fades by
+    beta1 with every skipped step, as it does when the gradients to come average to zero. After about 1 / (1 - beta1)
+    steps nothing more is added.
 
     Raises:
         ValueError: a history without Adam's moments.

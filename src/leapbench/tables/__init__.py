@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
-
 from leapbench.acceptance import RULES, score
 from leapbench.read import RecordError, Suite
 from leapbench.tables.common import Published, Table, load_published, not_counted
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
-from leapbench.tables.render import console, latex, markdown
+from leapbench.tables.render import console, latex, markdown, sections
 
-__all__ = ["TABLES", "Published", "Table", "build", "console", "load_published", "not_counted", "write"]
+__all__ = ["TABLES", "Published", "Table", "build", "console", "load_published", "not_counted", "write", "write_csv"]
 
 TABLES = (
     "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "momentum_catastrophe",
@@ -51,19 +49,27 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
 
 def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     """Write csv, md and tex (and the per-seed csv) under `folder`; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{table.name}{end}" for end in (".csv", ".md", ".tex")]
-    _csv(table.frame, paths[0])
-    paths[1].write_text(markdown(table, suite.name, not_counted(suite)), encoding="utf-8")
-    paths[2].write_text(latex(table, suite.name), encoding="utf-8")
-    if table.per_seed is not None:
-        paths.append(folder / f"{table.name}_cells.csv")
-        _csv(table.per_seed, paths[-1])
+    paths = write_csv(table, folder)
+    bodies = sections(table)
+    for end, text in (
+        ("md", markdown(table, suite.name, not_counted(suite), bodies)),
+        ("tex", latex(table, suite.name, bodies)),
+    ):
+        paths.append(folder / f"{table.name}.{end}")
+        paths[-1].write_text(text, encoding="utf-8")
     return paths
 
 
-def _csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+def write_csv(table: Table, folder: Path) -> list[Path]:
+    """Write the csv and, where there is one, the csv with a row per seed; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {table.name: table.frame}
+    if table.per_seed is not None:
+        frames[f"{table.name}_cells"] = table.per_seed
+    paths = [folder / f"{name}.csv" for name in frames]
+    for frame, path in zip(frames.values(), paths, strict=True):
+        frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    return paths
 
 
 def _asked(suite: Suite, table: str) -> bool:

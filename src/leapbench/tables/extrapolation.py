@@ -67,10 +67,10 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     theirs = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
     columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measured, *theirs, "published_source"]
     header = (
-        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of means; "
-        f"regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a share; "
-        f"underflow: share of positive second moments that the stored dtype rounds to 0; {seeds_counted(suite)}; "
-        f"{stats.INTERVAL}."
+        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of "
+        f"means; regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a "
+        "share; underflow: share of positive second moments that the stored dtype rounds to 0; "
+        f"{seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = [
         "regime",
@@ -104,9 +104,9 @@ def cascade(suite: Suite) -> Table:
     frame = _described(rows, by_seed, key, "loss_nats", extra, _asked_chains(suite, key))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
-        "Loss in nats after each link of a chain of depth predictions, K steps each, from confirmed-stable checkpoints; mean, "
-        "std and interval of each seed's mean; loss_true and excess over it only where the chain ends within the run; "
-        f"{seeds_counted(suite)}; {stats.INTERVAL}."
+        "Loss in nats after each link of a chain of depth predictions of K steps, from confirmed-stable checkpoints; "
+        "mean, std and interval of the seeds' means; loss_true and the excess over it where the link ends within the "
+        f"run; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
     return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show)

@@ -131,7 +131,7 @@ def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
         f"Accepted proposals, percent, mean ± std [interval] over seeds, for each protocol, on the same trajectories "
         f"where the suite ran them together; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
-    show = ["regime", "predictor", "K", *names, "published"]
+    show = ["regime", "predictor", "K", *names]
     return Table(
         "protocols", "Protocols side by side", frame, header, f"{len(frame)} rows x {len(names)} protocols",
         sections=[*WORKLOAD, "rule"], show=show, percent=True, compact="all",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +14,14 @@ from leapbench.tables.common import Table
 
 MISSING = "missing"
 
+Bodies = list[tuple[str, pd.DataFrame]]
+Cell = Mapping[Hashable, Any]
 
-def markdown(table: Table, suite: str, notes: list[str]) -> str:
-    """The whole table for a reader: header line, one section per workload, the runs that do not count."""
+
+def markdown(table: Table, suite: str, notes: list[str], bodies: Bodies) -> str:
+    """The whole table for a reader: header line, the sections, the runs that do not count."""
     parts = [f"# {table.title}: {suite}", "", table.header, ""]
-    for name, body in sections(table):
+    for name, body in bodies:
         parts += [f"## {name}", "", body.to_markdown(index=False, disable_numparse=True), ""]
     if not len(table.frame):
         parts += ["The suite asked for nothing that this table shows.", ""]
@@ -26,10 +31,10 @@ def markdown(table: Table, suite: str, notes: list[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def latex(table: Table, suite: str) -> str:
+def latex(table: Table, suite: str, bodies: Bodies) -> str:
     """One booktabs table per section."""
     parts = ["% needs \\usepackage{booktabs}", f"% {_tex(table.header)}"]
-    for name, body in sections(table):
+    for name, body in bodies:
         plain = body.map(_tex).rename(columns=_tex)
         parts.append(
             plain.to_latex(index=False, escape=False, caption=_tex(f"{table.title}. {suite}: {name}"), position="htbp")
@@ -50,18 +55,19 @@ def console(table: Table, compact: bool) -> str:
     return "\n".join(lines)
 
 
-def sections(table: Table, brief: bool = False) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(name, body of strings) for each section."""
-    if not len(table.frame):
-        return
+def sections(table: Table, brief: bool = False) -> Bodies:
+    """(name, body of strings) for each section; brief leaves the intervals out."""
+    found = []
     for values, part in table.frame.groupby(table.sections, sort=False, dropna=False):
         name = section_name(dict(zip(table.sections, values, strict=True)))
         if table.across:
-            yield name, _pivot(table, part, brief)
+            body = _pivot(table, part.to_dict("records"), brief)
         elif table.name == "protocols":
-            yield name, _side_by_side(table, part, brief)
+            body = _side_by_side(table, part, brief)
         else:
-            yield name, _plain(table, part)
+            body = _plain(table, part)
+        found.append((name, body))
+    return found
 
 
 def section_name(key: dict[str, object]) -> str:
@@ -89,59 +95,59 @@ def number(value: object, percent: bool = False) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
 
 
-def estimate(row: pd.Series, prefix: str = "", percent: bool = True, brief: bool = False) -> str:
+def estimate(row: Cell, prefix: str = "", percent: bool = True, brief: bool = False) -> str:
     """`24.3 ± 6.8 [18.1, 30.2]`; `missing` without records, `-` without a proposal in the regime."""
-    if pd.isna(row[f"{prefix}n_proposals"]):
+    proposals = row[f"{prefix}n_proposals"]
+    if pd.isna(proposals):
         return MISSING
-    if not row[f"{prefix}n_proposals"]:
+    if not proposals:
         return "-"
-    text = number(row[f"{prefix}mean"], percent)
-    if pd.notna(row[f"{prefix}std"]):
-        text += f" ± {number(row[f'{prefix}std'], percent)}"
-    if pd.notna(row[f"{prefix}ci_low"]) and not brief:
-        text += f" [{number(row[f'{prefix}ci_low'], percent)}, {number(row[f'{prefix}ci_high'], percent)}]"
-    return text
+    mean, std, low, high = (number(row[f"{prefix}{name}"], percent) for name in ("mean", "std", "ci_low", "ci_high"))
+    interval = f" [{low}, {high}]" if low and not brief else ""
+    return f"{mean} ± {std}{interval}" if std else mean
 
 
-def _pivot(table: Table, part: pd.DataFrame, brief: bool) -> pd.DataFrame:
+def _pivot(table: Table, cells: list[dict[Hashable, Any]], brief: bool) -> pd.DataFrame:
     """Rows by `table.rows`, horizons across; a published row below the cells it belongs to."""
-    covs = "cov_pct" in part
     body = []
-    for key, cells in part.groupby(table.rows, sort=False):
-        row = dict(zip(table.rows, key, strict=True))
-        row["seeds"] = _span(cells["n_seeds"])
-        if not covs:
-            row["proposals"] = _span(cells["n_proposals"])
-        for _, cell in cells.iterrows():
-            column = f"{table.across}={cell[str(table.across)]}"
-            if covs:
-                row[column] = MISSING if pd.isna(cell["n_proposals"]) else number(cell["cov_pct"], True) or "-"
-            else:
-                row[column] = estimate(cell, percent=table.percent, brief=brief)
-        body.append(row)
-        cited = cells[cells["published_source"].notna()]
-        if len(cited):
-            row = dict(zip(table.rows, key, strict=True))
-            row["predictor"] = f"{row['predictor']}, published {cited['published_model'].iloc[0]}"
-            if "published_n" in cited:
-                row["seeds"] = _span(cited["published_n"].astype(int))
-            for _, cell in cited.iterrows():
-                column = f"{table.across}={cell[str(table.across)]}"
-                row[column] = number(cell["published_cov_pct"], True) if covs else _cited(cell)
-            body.append(row)
+    for _, group in groupby(cells, key=lambda cell: [cell[name] for name in table.rows]):
+        row = list(group)
+        named = {name: row[0][name] for name in table.rows}
+        counts = {"seeds": _span(row, "n_seeds")}
+        if "cov_pct" in row[0]:
+            shown = {_across(table, cell): _variation(cell) for cell in row}
+        else:
+            counts["proposals"] = _span(row, "n_proposals")
+            shown = {_across(table, cell): estimate(cell, percent=table.percent, brief=brief) for cell in row}
+        body.append({**named, **counts, **shown})
+        cited = [cell for cell in row if isinstance(cell["published_source"], str)]
+        if cited:
+            named["predictor"] = f"{named['predictor']}, published {cited[0]['published_model']}"
+            counts = {"seeds": _span(cited, "published_n")} if "published_n" in cited[0] else {}
+            body.append({**named, **counts, **{_across(table, cell): _cited(cell) for cell in cited}})
     return pd.DataFrame(body).fillna("")
 
 
+def _across(table: Table, cell: Cell) -> str:
+    return f"{table.across}={cell[table.across]}"
+
+
+def _variation(cell: Cell) -> str:
+    return MISSING if pd.isna(cell["n_proposals"]) else number(cell["cov_pct"], True) or "-"
+
+
 def _side_by_side(table: Table, part: pd.DataFrame, brief: bool) -> pd.DataFrame:
-    names = [name for name in table.show if f"{name}_mean" in part and name != "published"]
+    """A column per protocol; empty where the suite did not ask a protocol for the cell."""
+    names = [name for name in table.show if f"{name}_mean" in part]
+    cells = part.to_dict("records")
     body = part[["regime", "predictor", "K"]].astype({"K": str})
     for name in names:
-        asked = part[f"{name}_n_seeds"].notna()
-        cells = part.apply(estimate, axis=1, prefix=f"{name}_", percent=table.percent, brief=brief)
-        body[name] = cells.where(asked, "")
+        asked = [not pd.isna(cell[f"{name}_n_seeds"]) for cell in cells]
+        texts = [estimate(cell, f"{name}_", table.percent, brief) for cell in cells]
+        body[name] = [text if wanted else "" for text, wanted in zip(texts, asked, strict=True)]
     models = part["published_model"].dropna().unique()
     if len(models):
-        body[f"published {models[0]}"] = [_cited(cell) for _, cell in part.iterrows()]
+        body[f"published {models[0]}"] = [_cited(cell) for cell in cells]
     return body
 
 
@@ -157,18 +163,16 @@ def _plain(table: Table, part: pd.DataFrame) -> pd.DataFrame:
     return body
 
 
-def _cited(cell: pd.Series) -> str:
-    if pd.isna(cell["published_mean"]):
-        return ""
-    return f"{number(float(cell['published_mean']), True)} ± {number(float(cell['published_std']), True)}"
+def _cited(cell: Cell) -> str:
+    if "published_cov_pct" in cell:
+        return number(cell["published_cov_pct"], True)
+    mean, std = number(cell["published_mean"], True), number(cell["published_std"], True)
+    return f"{mean} ± {std}" if mean else ""
 
 
-def _span(counts: pd.Series) -> str:
-    known = counts.dropna()
-    if not len(known):
-        return "0"
-    low, high = int(known.min()), int(known.max())
-    return str(low) if low == high else f"{low}-{high}"
+def _span(cells: list[dict[Hashable, Any]], count: str) -> str:
+    known = [int(cell[count]) for cell in cells if not pd.isna(cell[count])] or [0]
+    return str(known[0]) if min(known) == max(known) else f"{min(known)}-{max(known)}"
 
 
 def _tex(text: str) -> str:

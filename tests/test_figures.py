@@ -1,0 +1,55 @@
+"""Every figure is drawn for every kind of suite; how they look is for eyes."""
+
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from leapbench import tables
+from leapbench.acceptance import score
+from leapbench.figures import write_figures
+from leapbench.figures.style import PREDICTOR_STYLE, predictor_style
+from leapbench.read import load_suite
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+from regenerate import PUBLISHED  # noqa: E402
+from synthetic import write_run  # noqa: E402
+
+
+def draw(folder: Path, out: Path) -> list[Path]:
+    suite = load_suite(folder)
+    published = tables.load_published(PUBLISHED)
+    return write_figures(suite, score(suite), tables.build(suite, published), published, out)
+
+
+def test_figures_are_written_and_not_blank(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "s", seed, ("linear", "momentum"), ("paper",), (50, 100), steps=400, landscape=True)
+    paths = draw(tmp_path / "s", tmp_path / "out")
+    assert {path.name.split("__")[0] for path in paths} == {
+        "loss_regimes", "similarity", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity",
+        "momentum_catastrophe", "distance", "landscape",
+    }  # fmt: skip
+    for path in paths:
+        image = matplotlib.image.imread(path)
+        assert image.shape[0] > 300 and image[..., :3].std() > 0.02, path.name
+
+
+def test_figures_of_two_workloads_do_not_overwrite_each_other(tmp_path):
+    write_run(tmp_path / "s", 0, (), K=(50,), steps=400)
+    write_run(tmp_path / "s", 0, (), K=(50,), steps=400, lr=0.01)
+    paths = draw(tmp_path / "s", tmp_path / "out")
+    assert len(paths) == len(set(paths)) == 4 and all(path.is_file() for path in paths)
+
+
+def test_a_suite_without_completed_runs_has_no_figures(tmp_path):
+    write_run(tmp_path / "s", 0, K=(50,), steps=400, status=None)
+    assert draw(tmp_path / "s", tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", [*PREDICTOR_STYLE, "something_new"])
+def test_every_predictor_has_one_colour(name):
+    assert predictor_style(name) == predictor_style(name)

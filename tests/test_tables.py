@@ -1,0 +1,364 @@
+"""From run folders to tables: rules by hand, golden tables, missing cells, runs that do not count, broken records."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from leapbench import tables
+from leapbench.acceptance import rates, score
+from leapbench.read import RecordError, load_suite
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = GOLDEN.parents[1]
+sys.path.insert(0, str(GOLDEN))
+
+from regenerate import EXPECTED, PUBLISHED, write_tables  # noqa: E402
+from synthetic import write_run  # noqa: E402
+
+SMALL = {"K": (50, 100), "steps": 400}
+
+
+@pytest.fixture(scope="module")
+def published():
+    return tables.load_published(PUBLISHED)
+
+
+def only(suite, published, name):
+    return tables.build(suite, published, name)[0]
+
+
+def rewrite(run: Path, file: str, rows: list[dict]) -> None:
+    (run / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def rows_of(run: Path, file: str) -> list[dict]:
+    return [json.loads(line) for line in (run / file).read_text().splitlines()]
+
+
+def script(monkeypatch, name: str, *args: str) -> object:
+    """What the script exits with: 0, a status, or its error line."""
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
+    return ended.value.code
+
+
+# Golden tables
+
+
+def test_golden_tables(tmp_path):
+    write_tables(tmp_path)
+    hint = "if the change is meant: python tests/golden/regenerate.py, then read the difference"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in EXPECTED.iterdir()}, hint
+    for path in sorted(EXPECTED.iterdir()):
+        wrong = f"{path.name} differs from the reviewed file; {hint}"
+        try:
+            pd.testing.assert_frame_equal(pd.read_csv(tmp_path / path.name), pd.read_csv(path), rtol=2e-5)
+        except AssertionError as error:
+            raise AssertionError(f"{wrong}\n{error}") from None
+
+
+# Rules by hand
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """One run, 4 checkpoints with losses 4, 2, 3, 1 and one predictor whose losses were chosen by hand."""
+    run = write_run(tmp_path / "s", 0, ("linear",), ("exact", "code"), (1,), steps=200)
+    losses = {50: 4.0, 100: 2.0, 150: 3.0, 200: 1.0}
+    rewrite(run, "evals.jsonl", [{"step": s, "split": "verification", "loss_nats": x} for s, x in losses.items()])
+    predicted = {50: 4.0, 100: 2.9, 150: 3.14, 200: None}
+    base = {"K": 1, "loss_true_nats": 1.0, "rel_l2_to_true": 0.5, "rel_l2_now_to_true": 0.25, "status": "ok"}
+    rewrite(
+        run,
+        "proposals.jsonl",
+        [
+            {
+                **base, "step": s, "protocol": protocol, "predictor": "linear", "regime": "stable",
+                "loss_now_nats": losses[s], "loss_pred_nats": predicted[s],
+            }
+            for protocol in ("exact", "code")
+            for s in losses
+        ],
+    )  # fmt: skip
+    return load_suite(tmp_path / "s")
+
+
+def test_rules_by_hand(by_hand):
+    scored = score(by_hand).set_index(["protocol", "step"]).sort_index()
+    exact, code = scored.loc["exact"], scored.loc["code"]
+    assert list(exact["strict"]) == [False, False, False, False]
+    # std of (4), (4, 2), (4, 2, 3), (4, 2, 3, 1): 0, 1, 0.816, 1.118
+    assert list(exact["sigma_nats"]) == pytest.approx([0, 1, (2 / 3) ** 0.5, 1.25**0.5])
+    assert list(exact["adaptive"]) == [True, True, True, False]
+    # |excess| / L: 0, 0.45, 0.047, not finite
+    assert list(exact["proximity"]) == [True, False, True, False]
+    assert list(code["sigma_nats"]) == pytest.approx([1.25**0.5] * 4)
+    assert list(code["proximity"]) == [True, False, False, False]
+
+
+def test_rate_and_distance_by_hand(by_hand):
+    found = rates(score(by_hand), "proximity").set_index(["protocol", "regime"])
+    assert found.loc[("exact", "stable"), "rate"] == 50 and found.loc[("exact", "all"), "proposals"] == 4
+    assert found.loc[("exact", "all"), "distance_ratio"] == 2
+    assert found.loc[("exact", "all"), "loss_now_nats"] == 2.5
+    assert found.loc[("exact", "all"), "loss_pred_nats"] == pytest.approx((4.0 + 2.9 + 3.14) / 3)
+
+
+def test_catastrophe_by_hand(tmp_path, published):
+    for seed, factor in ((0, 10), (1, 30)):
+        run = write_run(tmp_path / "s", seed, ("momentum",), ("code",), **SMALL)
+        rows = rows_of(run, "proposals.jsonl")
+        for row in rows:
+            if row["predictor"] == "momentum":
+                row["loss_pred_nats"] = row["loss_now_nats"] * factor if row["step"] > 50 else None
+        rewrite(run, "proposals.jsonl", rows)
+    frame = only(load_suite(tmp_path / "s"), published, "momentum_catastrophe").frame
+    cell = frame.set_index(["predictor", "regime", "K"]).loc[("momentum", "all", 50)]
+    assert cell["mean"] == pytest.approx(20) and cell["std"] == pytest.approx(200**0.5)
+    assert cell["ratio_median"] == pytest.approx(20) and cell["n_proposals"] == 14
+    assert cell["nonfinite_pct"] == pytest.approx(100 / 7)
+    assert cell["underflow_pct"] == pytest.approx(32)
+    calm = frame.set_index(["predictor", "regime", "K"]).loc[("momentum", "transition+stable", 50)]
+    assert calm["published_ratio"] == 2742 and calm["published_model"] == "gpt2-124m"
+    assert {"persistence", "average"} <= set(frame["predictor"])
+
+
+# Controls, published values, missing cells
+
+
+def test_persistence_is_never_better_and_always_near(published):
+    suite = load_suite(GOLDEN / "raw" / "tiny")
+    for rule, rate in (("strict", 0), ("proximity", 100), ("adaptive", 100)):
+        frame = only(suite, published, f"acceptance_{rule}").frame
+        means = frame.loc[frame["predictor"] == "persistence", "mean"].dropna()
+        assert len(means) and (means == rate).all(), rule
+        assert {"persistence", "average"} <= set(frame["predictor"])
+
+
+def test_published_values_stand_beside_ours(tmp_path, published):
+    for model, name, value in (("gpt2", "gpt2-124m", 9.3), ("qwen2_5_1_5b", "qwen2.5-1.5b", 37.2)):
+        write_run(tmp_path / "s", 0, K=(5, 75), model=model)
+        frame = only(load_suite(tmp_path / "s"), published, "acceptance_strict").frame
+        cell = frame.set_index(["model", "regime", "predictor", "K"]).loc[(model, "transition", "linear", 5)]
+        assert (cell["published_mean"], cell["published_model"], cell["published_n"]) == (value, name, 5)
+    cell = frame.set_index(["model", "regime", "predictor", "K"]).loc[("gpt2", "transition", "linear", 75)]
+    assert pd.isna(cell["published_mean"]) and pd.isna(cell["published_model"])
+
+
+def test_cells_are_counted(tmp_path, published):
+    for seed in range(2):
+        write_run(tmp_path / "s", seed, **SMALL)
+    table = only(load_suite(tmp_path / "s"), published, "acceptance_strict")
+    assert table.summary == "8 cells (2 predictors x 2 K x 2 seeds) + 8 control cells"
+    assert len(table.per_seed) == 16 and set(table.per_seed["status"]) == {"completed"}
+
+
+def test_a_cell_without_records_is_shown_as_missing(tmp_path, published):
+    run = write_run(tmp_path / "s", 0, skipped={"quadratic": "needs three snapshots"}, **SMALL)
+    kept = [row for row in rows_of(run, "proposals.jsonl") if row["predictor"] != "quadratic"]
+    rewrite(run, "proposals.jsonl", kept)
+    suite = load_suite(tmp_path / "s")
+    table = only(suite, published, "acceptance_strict")
+    gone = table.frame[table.frame["predictor"] == "quadratic"]
+    assert len(gone) == 4 * 2 and gone["mean"].isna().all() and gone["n_proposals"].isna().all()
+    assert table.summary.endswith("2 of them missing")
+    tables.write(table, suite, tmp_path)
+    text = (tmp_path / "acceptance_strict.md").read_text()
+    assert "missing" in text and "needs three snapshots" in text
+    line = next(
+        x for x in (tmp_path / "acceptance_strict.csv").read_text().splitlines() if "transition,50,quadratic" in x
+    )
+    assert ",quadratic,,,,,0,,," in line
+
+
+def test_a_regime_that_never_came_is_not_missing(tmp_path, published):
+    run = write_run(tmp_path / "s", 0, **SMALL)
+    for file in ("proposals.jsonl", "regimes.jsonl"):
+        rewrite(run, file, [{**row, "regime": "transition"} for row in rows_of(run, file)])
+    frame = only(load_suite(tmp_path / "s"), published, "acceptance_strict").frame
+    chaotic = frame[frame["regime"] == "chaotic"]
+    assert (chaotic["n_proposals"] == 0).all() and (chaotic["n_seeds"] == 0).all() and chaotic["mean"].isna().all()
+
+
+def test_runs_that_do_not_count_are_listed_and_left_out(tmp_path, published):
+    write_run(tmp_path / "s", 0, **SMALL)
+    diverged = write_run(tmp_path / "s", 1, **SMALL, status="diverged", reason="loss is not finite at step 9")
+    partial = write_run(tmp_path / "s", 2, **SMALL, status=None)
+    failed = write_run(tmp_path / "s", 3, **SMALL, status="failed", reason="Traceback\n  deep\nValueError: boom")
+    killed = tmp_path / "s" / "000000000000"
+    killed.mkdir()
+    suite = load_suite(tmp_path / "s")
+    table = only(suite, published, "acceptance_strict")
+    assert table.frame["n_seeds"].max() == 1
+    tables.write(table, suite, tmp_path)
+    text = (tmp_path / "acceptance_strict.md").read_text()
+    for run, words in (
+        (diverged, "diverged"), (diverged, "not finite at step 9"), (partial, "partial"), (failed, "boom"),
+            (killed, "partial"),
+    ):  # fmt: skip
+        assert any(run.name in line and words in line for line in text.splitlines()), words
+    assert "1 of 4 seeds" in text
+    assert table.summary.endswith("24 of them missing")
+
+
+# Several runs of one training
+
+
+def test_shared_rows_count_once(tmp_path, published):
+    for predictor in ("linear", "quadratic"):
+        write_run(tmp_path / "s", 0, (predictor,), **SMALL)
+    suite = load_suite(tmp_path / "s")
+    assert suite.runs["trajectory"].nunique() == 1 and len(suite.runs) == 2
+    key = ["step", "protocol", "predictor", "K"]
+    shared = rows_of(next((tmp_path / "s").iterdir()), "regimes.jsonl")
+    with pytest.raises(RecordError, match=r"share a training but their proposals.jsonl differ at step="):
+        assert not suite.proposals.duplicated(key).any()
+    runs = sorted((tmp_path / "s").iterdir())
+    first, second = (rows_of(run, "proposals.jsonl") for run in runs)
+    known = {tuple(row[k] for k in key): row for row in first}
+    rewrite(runs[1], "proposals.jsonl", [known.get(tuple(row[k] for k in key), row) for row in second])
+    suite = load_suite(tmp_path / "s")
+    assert not suite.proposals.duplicated(key).any()
+    assert set(suite.proposals["predictor"]) == {"linear", "quadratic", "persistence", "average"}
+    assert len(suite.regimes) == len(shared) and len(suite.evals) == 16
+
+
+def test_other_settings_are_other_workloads(tmp_path, published):
+    write_run(tmp_path / "s", 0, **SMALL)
+    write_run(tmp_path / "s", 0, **SMALL, lr=0.01)
+    write_run(tmp_path / "s", 0, **SMALL, extra={"train.batch_size": 16})
+    frame = only(load_suite(tmp_path / "s"), published, "acceptance_strict").frame
+    pairs = frame[["lr", "setting"]].drop_duplicates().to_records(index=False).tolist()
+    assert pairs == [(0.001, "train.batch_size=16"), (0.001, "train.batch_size=8"), (0.01, "")]
+    assert frame["n_seeds"].max() == 1
+
+
+# Broken records
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"step": 50, "prot', "not readable as JSON"), ('{"step": 50, "protocol": "exact"}', "no predictor"),
+        ('{"step": 1.5, "protocol": "exact", "predictor": "a", "K": 5}', "step=1.5 is not of type int"),
+        ("", "not readable as JSON"), ('{"step": 5, "protocol": "x", "predictor": "a", "K": 5, "cosine": NaN}', "JSON"),
+    ],
+)  # fmt: skip
+def test_a_broken_line_is_named(tmp_path, line, words):
+    run = write_run(tmp_path / "s", 0, **SMALL)
+    path = run / "proposals.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:6], line, *lines[6:]]) + "\n")
+    with pytest.raises(RecordError) as caught:
+        load_suite(tmp_path / "s")
+    assert f"{path}:7: " in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unfinished_last_line_is_a_fault_of_complete_runs_only(tmp_path):
+    run = write_run(tmp_path / "s", 0, **SMALL, status=None)
+    assert (load_suite(tmp_path / "s").runs["status"] == "partial").all()
+    n = len((run / "proposals.jsonl").read_text().splitlines())
+    (run / "summary.json").write_text('{"status": "completed"}')
+    (run / "regimes.jsonl").unlink(), (run / "evals.jsonl").unlink()
+    with pytest.raises(RecordError, match=rf"proposals.jsonl:{n}: not readable"):
+        load_suite(tmp_path / "s")
+
+
+@pytest.mark.parametrize("file", ["summary.json", "meta.json", "config.yaml"])
+def test_a_broken_head_file_is_named(tmp_path, file):
+    run = write_run(tmp_path / "s", 0, **SMALL)
+    (run / file).write_text('{"status": "comp\n: [')
+    with pytest.raises(RecordError, match=rf"{file}:\d+: "):
+        load_suite(tmp_path / "s")
+
+
+def test_rules_missing_from_a_config_are_named(tmp_path):
+    run = write_run(tmp_path / "s", 0, **SMALL)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["science"]["protocols"]["exact"]["rules"]["proximity"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(RecordError, match=r"config.yaml: no 'proximity' under"):
+        score(load_suite(tmp_path / "s"))
+
+
+# Other tables and scripts
+
+
+def test_cascade_and_landscape(tmp_path, published):
+    for seed in range(2):
+        write_run(tmp_path / "s", seed, cascade=True, landscape=True)
+    suite = load_suite(tmp_path / "s")
+    names = [table.name for table in tables.build(suite, published)]
+    assert {"cascade", "landscape"} <= set(names) and "protocols" not in names
+    chain = only(suite, published, "cascade").frame
+    assert len(chain) == 4 * 6 and set(chain["n_seeds"]) == {2}
+    still = chain[chain["predictor"] == "persistence"]
+    assert still["rel_l2_drift"].eq(0).all()
+    along = only(suite, published, "landscape").frame
+    assert along.loc[along["predictor"] == "persistence", "mean"].eq(0).all()
+
+
+def test_consistency_is_the_coefficient_of_variation(published):
+    suite = load_suite(GOLDEN / "raw" / "tiny")
+    frame = only(suite, published, "consistency").frame
+    known = frame.dropna(subset=["cov_pct"])
+    assert len(known) and np.allclose(known["cov_pct"], 100 * known["std"] / known["mean"])
+
+
+def test_protocols_stand_side_by_side(published):
+    frame = only(load_suite(GOLDEN / "raw" / "tiny"), published, "protocols").frame
+    cell = frame.set_index(["rule", "regime", "predictor", "K"]).loc[("proximity", "all", "momentum", 100)]
+    assert cell["code_mean"] == 0 and cell["exact_n_seeds"] == cell["code_n_seeds"] == 3
+
+
+def test_aggregate_script(tmp_path, monkeypatch, capsys):
+    tiny = ["--suite", "tiny", "--results", str(GOLDEN / "raw"), "--out", str(tmp_path)]
+    assert script(monkeypatch, "aggregate", *tiny) == 0
+    said = capsys.readouterr().out
+    assert "acceptance_strict: 40 cells (2 protocols x 2 predictors x 2 K x 5 seeds) + 40 control cells" in said
+    assert "not counted: diverged" in said and "acceptance_strict.md" in said
+    assert (tmp_path / "tables/tiny/acceptance_strict.tex").read_text().count(r"\toprule") == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(["--suite", "none"], "no such suite"), (["--only", "nothing"], "no table 'nothing'"), ([], "no suites")],
+)
+def test_aggregate_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, more, words):
+    results = GOLDEN / "raw" if "--only" in more else tmp_path
+    said = script(monkeypatch, "aggregate", "--results", str(results), "--out", str(tmp_path), *more)
+    assert isinstance(said, str) and said.startswith("error: ") and words in said and "\n" not in said
+
+
+def test_report_script_links_what_it_wrote(tmp_path, monkeypatch):
+    for seed in range(2):
+        write_run(tmp_path / "raw" / "s", seed, (), K=(50,), steps=400)
+    assert script(monkeypatch, "report", "--results", str(tmp_path / "raw"), "--out", str(tmp_path)) == 0
+    page = tmp_path / "tables" / "s" / "README.md"
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text())
+    assert len(links) > 3 and all((page.parent / link).is_file() for link in links)
+    assert "| completed | 2 | 0123abc |" in page.read_text()
+
+
+def test_calibrate_script(tmp_path, monkeypatch):
+    out = tmp_path / "c.yaml"
+    assert script(monkeypatch, "calibrate", "--suite", "tiny", "--results", str(GOLDEN / "raw"), "--out", str(out)) == 0
+    found = yaml.safe_load(out.read_text())
+    assert found["source"]["seeds"] == [0, 1, 2] and found["source"]["percentiles"] == [70, 30]
+    run = next(r for r in found["source"]["run_ids"] if _seed(r) == 0)
+    rows = [row for row in rows_of(GOLDEN / "raw" / "tiny" / run, "regimes.jsonl") if row["protocol"] == "code"]
+    similarity = [row["similarity"] for row in rows if row["similarity"] is not None]
+    assert found["protocols"]["code"]["tau_high"][0] == pytest.approx(np.percentile(similarity, 70))
+    assert found["protocols"]["code"]["tau_low"][0] == pytest.approx(np.percentile(similarity, 30))
+
+
+def _seed(run: str) -> int:
+    return yaml.safe_load((GOLDEN / "raw" / "tiny" / run / "config.yaml").read_text())["science"]["seed"]

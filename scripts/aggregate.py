@@ -1,6 +1,7 @@
 """Rebuild the tables from run folders: python scripts/aggregate.py --suite NAME."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -39,12 +40,12 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
     for note in tables.not_counted(suite):
         print(f"  not counted: {note}")
     folder = args.out / "tables" / name
-    written = []
-    for table in tables.build(suite, published, args.only):
+    made = tables.build(suite, published, args.only)
+    written = [path for table in made for path in tables.write(table, suite, folder)]
+    for table in made:
         print(f"\n{table.name}: {table.summary}")
         if args.only or table.name in MAIN:
             print(tables.console(table, compact=not args.only))
-        written += tables.write(table, suite, folder)
     print(f"\nwrote {len(written)} files to {folder}: {', '.join(path.name for path in written)}")
 
 
@@ -53,5 +54,8 @@ if __name__ == "__main__":
         sys.exit(main())
     except RecordError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")

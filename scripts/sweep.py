@@ -39,7 +39,7 @@ def commands(name: str, extra: list[str], folder: Path = PROJECT / "sweeps") -> 
 def _command(spec: dict[str, Any], own: dict[str, Any], extra: list[str]) -> list[str]:
     axes = spec.get("axes", {}) | own.get("axes", {})
     swept = [f"{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in axes.items()]
-    overrides = [*own.get("overrides", []), *spec.get("overrides", [])]
+    overrides = [*spec.get("overrides", []), *own.get("overrides", [])]
     return ["train.py", "-m", f"suite={own.get('suite', spec.get('suite'))}", *overrides, *swept, *extra]
 
 

@@ -16,6 +16,7 @@ from leapbench.predictors.momentum_decay import MomentumDecay
 from leapbench.predictors.persistence import Persistence
 from leapbench.predictors.quadratic import Quadratic
 from leapbench.predictors.trend import Trend
+from leapbench.propose import rescaled
 
 PREDICTORS = {
     "linear": Linear(), "quadratic": Quadratic(), "quadratic paper": Quadratic("paper"), "trend": Trend(),
@@ -59,6 +60,17 @@ def test_one_pass_serves_every_predictor_and_horizon():
     for predictor in PREDICTORS.values():
         for K in (1, 30):
             assert shared.of(predictor, K) == DistanceToTruth(history, truth_of(history)).of(predictor, K)
+
+
+@pytest.mark.parametrize("name", ["linear", "momentum"])
+@pytest.mark.parametrize("scale", [0.8, 1.2])
+def test_distances_of_a_rescaled_displacement(name, scale):
+    history = twins.random_history(4)
+    truth = truth_of(history)
+    found = DistanceToTruth(history, truth).of(PREDICTORS[name], 20, scale)
+    candidate = rescaled(PREDICTORS[name].predict(history, 20), history, scale)
+    assert found.rel_l2_to_true == pytest.approx(float((candidate - truth).norm() / truth.norm()), rel=1e-5)
+    assert found.cosine == pytest.approx(DistanceToTruth(history, truth).of(PREDICTORS[name], 20).cosine)
 
 
 @pytest.mark.parametrize("predictor", [Linear(), Quadratic(), Momentum()], ids=["linear", "quadratic", "momentum"])

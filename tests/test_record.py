@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from leapbench import record
+from leapbench.config import ConfigError
 from leapbench.record import CONFIG, EVALS, LOCK, META, OWNER, PROPOSALS, STREAMS, SUMMARY, BusyError, RunFolder
 
 CPU = torch.device("cpu")
@@ -117,6 +118,17 @@ def test_a_checkpoint_that_fails_leaves_the_last_one(folder, monkeypatch, error)
         folder.save_checkpoint({"step": 2})
     monkeypatch.undo()
     assert folder.load_checkpoint(CPU)["step"] == 1
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1])
+def test_a_damaged_checkpoint_is_named(folder, keep):
+    folder.open(None)
+    folder.save_checkpoint({"weights": torch.zeros(1000)})
+    path = folder.path / record.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ConfigError, match=r"state\.pt is damaged; delete it") as caught:
+        folder.load_checkpoint(CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_reported_as_one(folder, monkeypatch):
@@ -253,6 +265,18 @@ def test_a_process_on_another_host_is_believed_until_its_heartbeat_stops(folder)
     os.utime(lock, (0, 0))
     RunFolder(folder.path).acquire()
     assert owner(folder.path) == os.getpid()
+
+
+def test_a_lock_that_cannot_be_signed_is_given_back(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        RunFolder(tmp_path / "run").acquire()
+    monkeypatch.undo()
+    RunFolder(tmp_path / "run").acquire()
+    assert owner(tmp_path / "run") == os.getpid()
 
 
 def test_a_lock_whose_owner_has_not_signed_yet_is_respected(tmp_path):

@@ -34,7 +34,7 @@ def lab(tmp_path):
     return Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "results")
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     """Stands for anything that goes wrong in the middle of a run."""
 
 
@@ -43,9 +43,9 @@ def interrupt(monkeypatch, config, index):
 
     def stop(workload, drawn):
         if drawn == index:
-            raise Interrupted
+            raise InterruptionError
 
-    with captured(monkeypatch, stop), pytest.raises(Interrupted):
+    with captured(monkeypatch, stop), pytest.raises(InterruptionError):
         run(config)
 
 
@@ -85,7 +85,7 @@ def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch):
         moment, delay = rng.randint(low, high), rng.uniform(0, 0.2)
         process = start(tmp_path, *arguments)
         while process.poll() is None and (owner(folder) != process.pid or last_step(folder) < moment):
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(delay)
         if low == 1:
             process.send_signal(signal.SIGSTOP)
@@ -116,16 +116,15 @@ def test_resume_is_bit_equal_with_everything_on(lab, monkeypatch, index):
     interrupt(monkeypatch, config, index)
     folder = lab.results / "default" / config.run_id
     summary = json.loads((folder / SUMMARY).read_text())
-    assert summary["status"] == "failed" and "Interrupted" in summary["traceback"]
+    assert summary["status"] == "failed" and "InterruptionError" in summary["traceback"]
     with captured(monkeypatch) as made:
         assert run(config).status == "completed"
     assert records(folder) == expected
     assert flat(made[0].model).equal(weights)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd_momentum"])
-def test_resume_with_other_optimizers(lab, monkeypatch, optimizer):
-    extra = ("predictor=[linear,momentum]", f"optimizer={optimizer}", *DROPOUT)
+def test_resume_with_another_optimizer(lab, monkeypatch):
+    extra = ("predictor=[linear,momentum]", "optimizer=sgd_momentum", *DROPOUT)
     expected, weights = uninterrupted(lab, monkeypatch, *extra)
     config = lab.config(*extra, *EVERY_3_STEPS)
     interrupt(monkeypatch, config, 14)
@@ -137,13 +136,10 @@ def test_resume_with_other_optimizers(lab, monkeypatch, optimizer):
 
 def test_summaries_of_resumed_runs_are_whole(lab, monkeypatch):
     extra = ("predictor=linear", "eval.every=100")  # validation is scored at the end only
-    run(lab.config(*extra, "suite=uninterrupted"))
+    whole = run(lab.config(*extra, "suite=uninterrupted"))
     config = lab.config(*extra, *EVERY_3_STEPS)
     interrupt(monkeypatch, config, 22)
-    run(config)
-    first, second = (
-        json.loads((lab.results / suite / config.run_id / SUMMARY).read_text()) for suite in ("uninterrupted", "default")
-    )
+    first, second = (json.loads((end.folder / SUMMARY).read_text()) for end in (whole, run(config)))
     for key in ("status", "steps", "final", "best", "skipped"):
         assert first[key] == second[key]
     assert second["totals"].keys() == first["totals"].keys()

@@ -306,6 +306,17 @@ def test_cascade_and_landscape(tmp_path, published):
     assert along.loc[along["predictor"] == "persistence", "mean"].eq(0).all()
 
 
+def test_a_suite_without_predictors_has_regimes_only(tmp_path, published):
+    write_run(tmp_path / "s", 0, (), ("exact", "code"), **SMALL)
+    suite = load_suite(tmp_path / "s")
+    assert [table.name for table in tables.build(suite, published)] == ["regime_distribution"]
+    for name in tables.TABLES:
+        table = only(suite, published, name)
+        assert len(table.frame) == (8 if name == "regime_distribution" else 0)
+        tables.write(table, suite, tmp_path)
+        tables.console(table, compact=False)
+
+
 def test_consistency_is_the_coefficient_of_variation(published):
     suite = load_suite(GOLDEN / "raw" / "tiny")
     frame = only(suite, published, "consistency").frame

@@ -57,7 +57,8 @@ def expected(suite: Suite) -> pd.DataFrame:
                 for K in _listed(science["K"])
             ]
     if not rows:
-        return pd.DataFrame(columns=[*CELL, "seed", "status"])
+        empty = pd.DataFrame(columns=[*CELL, "seed", "status"], dtype=str)
+        return empty.astype({"lr": float, "K": "int64", "seed": "Int64"})
     table = pd.DataFrame(rows)
     table["missing"] = table["status"] != "completed"
     key = [*CELL, "seed"]

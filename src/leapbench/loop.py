@@ -130,6 +130,9 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
             )  # fmt: skip
             last_saved_s = time.monotonic()
     bar.close()
+    if not math.isfinite(losses["validation"]):
+        reason = f"the loss became {losses['validation']} by step {step}; lower optimizer.lr={config.optimizer.lr}"
+        return summary("diverged", reason, step, losses, best, clock, observer)
     return summary("completed", None, step, losses, best, clock, observer)
 
 

@@ -8,9 +8,11 @@ means that nothing more will come.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import pickle
 import shutil
 import socket
 import time
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO
 
 import torch
 import yaml
+
+from leapbench.config import ConfigError
 
 SCHEMA = 1
 CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
@@ -139,9 +143,21 @@ class RunFolder:
         os.replace(part, target)
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The last checkpoint with its tensors on `device`, or None."""
+        """The last checkpoint with its tensors on `device`, or None.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
         target = self.path / CHECKPOINT
-        return torch.load(target, map_location=device, weights_only=False) if target.is_file() else None
+        if not target.is_file():
+            return None
+        try:
+            return torch.load(target, map_location=device, weights_only=False)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            cut_short = isinstance(error, OSError) and error.errno == errno.EINVAL
+            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not cut_short):
+                raise
+            raise ConfigError(f"{target} is damaged; delete it, and the run starts over") from None
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""

@@ -54,6 +54,8 @@ def run(config: RunConfig) -> Outcome:
         folder.acquire()
     except BusyError as error:
         raise ConfigError(str(error)) from None
+    except (NotADirectoryError, FileExistsError):
+        raise ConfigError(f"results_dir={config.results_dir} is no folder, or is below a file; give a folder") from None
     try:
         if done := _ended(folder):  # by another process, while this one got ready
             return done

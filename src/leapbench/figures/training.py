@@ -78,16 +78,17 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
         ax.plot(middle.index, middle, color="#222222", lw=1.8)
         ax.set_title(protocol)
         ax.set_xlabel("step")
-    low, high = axes[0, 0].get_ylim()
+    taus = rows.groupby("protocol")[["tau_high", "tau_low"]].mean()
+    low = min(rows["gap"].min(), (1 - taus["tau_high"]).min()) / 2
+    high = max(rows["gap"].max(), (1 - taus["tau_low"]).max()) * 2
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        part = rows[rows["protocol"] == protocol]
-        stable, chaotic = 1 - part["tau_high"].mean(), 1 - part["tau_low"].mean()
+        stable, chaotic = 1 - taus.loc[protocol, ["tau_high", "tau_low"]].to_numpy(dtype=float)
         ax.axhspan(low, stable, color=REGIME_COLOUR["stable"], lw=0, zorder=0)
         ax.axhspan(stable, chaotic, color=REGIME_COLOUR["transition"], lw=0, zorder=0)
         ax.axhspan(chaotic, high, color=REGIME_COLOUR["chaotic"], lw=0, zorder=0)
         for gap in (stable, chaotic):
             ax.axhline(gap, color="#222222", lw=0.9, ls="--")
-        ax.set_ylim(min(low, stable / 2), max(high, chaotic * 2))
+        ax.set_ylim(low, high)
     axes[0, 0].set_ylabel("1 - s   (s: cosine of fingerprints, Δ steps apart)")
     handles: list[Artist] = [Line2D([], [], color="#222222", lw=1.8, label="median of seeds")]
     handles += [Line2D([], [], color="#777777", lw=0.7, label="one seed")]

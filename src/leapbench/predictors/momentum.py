@@ -55,24 +55,21 @@ def corrected_step(history: History, step: float, decay: float) -> Tensor:
     """theta - step * mhat / (sqrt(vhat) + eps) - decay * wd * theta, moments bias-corrected: (N,) float32."""
     adam, u = history.adam, history.now.updates
     assert adam is not None
-    if u == 0:
-        raise ValueError("this snapshot has no Adam moments")
     first, second = 1 - adam.beta1**u, 1 - adam.beta2**u
     # sqrt(v / second) + eps = (sqrt(v) + eps sqrt(second)) / sqrt(second): the corrections move into scalars.
-    return adam_step(history, step * second**0.5 / first, adam.eps * second**0.5, 1.0 - decay * adam.weight_decay)
+    return adam_step(history, step * second**0.5 / first, adam.eps * second**0.5, decay * adam.weight_decay)
 
 
-def adam_step(history: History, step: float, eps: float, shrink: float = 1.0) -> Tensor:
-    """shrink * theta - step * m / (sqrt(v) + eps): (N,) float32, in one pass over theta, m and v."""
+def adam_step(history: History, step: float, eps: float, decay: float = 0.0) -> Tensor:
+    """theta - step * m / (sqrt(v) + eps) - decay * theta: (N,) float32, in one pass over theta, m and v."""
     now, out = history.now, history.empty_vector()
     if now.exp_avg is None or now.exp_avg_sq is None:
         raise ValueError("this snapshot has no Adam moments")
     for piece in chunks(out.numel(), out.device):
-        root = now.exp_avg_sq[piece].float().sqrt_() if now.exp_avg_sq.dtype != out.dtype else now.exp_avg_sq[piece].sqrt()
-        part = out[piece]
-        if now.weights.dtype == out.dtype:
-            torch.mul(now.weights[piece], shrink, out=part)
-        else:
-            part.copy_(now.weights[piece]).mul_(shrink)
-        part.addcdiv_(now.exp_avg[piece].to(out.dtype), root.add_(eps), value=-step)
+        part, v = out[piece], now.exp_avg_sq[piece]
+        theta, m = now.weights[piece].to(out.dtype), now.exp_avg[piece].to(out.dtype)
+        root = torch.sqrt(v, out=part) if v.dtype == out.dtype else part.copy_(v).sqrt_()
+        torch.addcdiv(theta, m, root.add_(eps), value=-step, out=part)
+        if decay:
+            part.add_(theta, alpha=-decay)
     return out

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from leapbench.history import History
 from leapbench.predictors.base import LinearInHistory, spacing
+from leapbench.weights import chunks, combine
 
 FORMS = ("exact", "paper", "code")
 
@@ -56,10 +59,21 @@ class Quadratic(LinearInHistory):
         out = history.empty_vector()
         for entry in history.layout:
             place = slice(entry.offset, entry.offset + entry.size)
-            older, old, now = (snapshot.weights[place].float() for snapshot in history.snapshots)
-            d1 = now - old
-            d2 = d1 - (old - older)
-            velocity, acceleration = float(d1.norm()), float(d2.norm())
+            tensors = [snapshot.weights[place] for snapshot in history.snapshots]
+            velocity, acceleration = norms(*tensors)
             shrink = min(1.0, 0.5 * velocity / acceleration) if acceleration > 0 else 1.0
-            torch.add(now, d1, alpha=s, out=out[place]).add_(d2, alpha=shrink * s * s / 2)
+            q = shrink * s * s / 2
+            combine(tensors, [q, -s - 2 * q, 1.0 + s + q], out[place])
         return out
+
+
+def norms(older: Tensor, old: Tensor, now: Tensor) -> tuple[float, float]:
+    """(||d1||, ||d2||), d1 = now - old, d2 = now - 2 old + older, for three (n,) vectors of any float dtype."""
+    velocity_sq = acceleration_sq = 0.0
+    for piece in chunks(now.numel(), now.device):
+        middle = old[piece].float()
+        d1, before = now[piece].float() - middle, middle - older[piece].float()
+        d2 = torch.sub(d1, before, out=before)
+        velocity_sq += float(d1.dot(d1))
+        acceleration_sq += float(d2.dot(d2))
+    return math.sqrt(velocity_sq), math.sqrt(acceleration_sq)

@@ -78,6 +78,6 @@ def _asked(suite: Suite, table: str) -> bool:
         return any((science.get(table) or {}).get("enabled") for science in configs)
     if table == "momentum_catastrophe":
         return any(set(MOMENTUM) & set(science.get("predictors") or {}) for science in configs)
-    if table == "protocols":
-        return len({protocol for science in configs for protocol in science["protocols"]}) > 1
+    if table == "protocols" and len({protocol for science in configs for protocol in science["protocols"]}) < 2:
+        return False
     return table == "regime_distribution" or any(science.get("predictors") for science in configs)

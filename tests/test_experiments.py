@@ -1,0 +1,61 @@
+"""The published settings end to end, on a shrunken network and a local copy of the data in the hub's layout."""
+
+import copy
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from leapbench.config import resolve
+from leapbench.run import run
+from helpers import composed, rows
+
+SHRUNKEN = {
+    "leap_verify_gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 300},
+    "leap_verify_qwen": {
+        "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 300,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wikitext(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WikiText-103's repository in small: its parquet files, and a tokenizer folder beside them."""
+    root = tmp_path_factory.mktemp("hub")
+    lines = [f" = Heading {i} = \n" if i % 5 == 0 else f"{i} is a number , and so are {i + 1} and {i * i} ; " * 2 for i in range(900)]
+    subset = root / "wikitext-103-raw-v1"
+    subset.mkdir()
+    for split, part in {"train": lines[:700], "validation": lines[700:800], "test": lines[800:]}.items():
+        pd.DataFrame({"text": part}).to_parquet(subset / f"{split}-00000-of-00001.parquet")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(lines, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(root / "tokenizer")
+    return root
+
+
+@pytest.mark.parametrize("experiment", SHRUNKEN)
+def test_published_setting_runs_and_proposes(experiment: str, wikitext: Path, tmp_path: Path) -> None:
+    cfg = copy.deepcopy(composed(f"experiment={experiment}", "protocol=[exact,paper]"))
+    cfg.model.config.update(SHRUNKEN[experiment])
+    cfg.dataset.update(path=str(wikitext), tokenizer=str(wikitext / "tokenizer"))
+    cfg.train.update(steps=4, interval=1)
+    cfg.eval.update(every=4, sequences=4)
+    cfg.verify.update(sequences=4)
+    cfg.K = [1]
+    cfg.update(results_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), progress=False, history_device=None)
+    for control in ("average", "trend"):
+        cfg.predictors[control].context = 2
+    config = resolve(cfg)
+    assert (config.dataset.layout, config.dataset.tokens, config.train.precision) == ("padded", 256, "bfloat16")
+    end = run(config)
+    proposals = rows(end.folder, "proposals.jsonl")
+    assert end.status == "completed"
+    assert {row["predictor"] for row in proposals} == set(config.predictors)
+    assert all(0 < row["loss_true_nats"] < 2 * math.log(300) for row in proposals)
+    assert [row["regime"] for row in rows(end.folder, "regimes.jsonl")][:2] == ["unknown"] * 2

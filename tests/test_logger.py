@@ -128,3 +128,19 @@ def test_unknown_logger_and_mode_are_config_errors(offline):
     offline.mode = "on"
     with pytest.raises(ConfigError, match="use online or offline"):
         logger.WandbLogger(offline, RUN_ID, {})
+
+
+def test_a_run_shows_its_metrics_and_figures(tiny, tmp_path, monkeypatch):
+    from helpers import rows
+
+    from leapbench.run import run
+
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    end = run(tiny("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear"))
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    shown = [values(r.history.item) for r in finished(file) if r.WhichOneof("record_type") == "history"]
+    told = [float(row["validation/loss_nats"]) for row in shown if "validation/loss_nats" in row]
+    assert told == [row["loss_nats"] for row in rows(end.folder, "evals.jsonl") if row["split"] == "validation"]
+    images = {key.removesuffix("/_type") for row in shown for key, value in row.items() if value == '"image-file"'}
+    assert {"loss_regimes", "similarity", "acceptance_strict", "distance"} <= images
+    assert file.name == f"run-{end.run_id}.wandb"

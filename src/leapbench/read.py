@@ -116,8 +116,8 @@ class Suite:
         return rows.drop_duplicates(key).reset_index(drop=True)
 
 
-def load_suite(folder: str | Path) -> Suite:
-    """Read every run folder of `folder`.
+def load_suite(folder: str | Path, only: str | None = None) -> Suite:
+    """Read every run folder of `folder`, or the one that is named.
 
     Raises:
         RecordError: no runs, or a record that cannot be read, with path:line.
@@ -126,6 +126,7 @@ def load_suite(folder: str | Path) -> Suite:
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such suite; train.py writes one with suite=NAME")
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path for path in folders if only in (None, path.name)]
     if not folders:
         raise RecordError(f"{folder}: no runs in this suite")
     rows: list[dict[str, Any]] = []

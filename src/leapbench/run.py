@@ -14,6 +14,7 @@ import torch
 
 from leapbench import logger as loggers
 from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.figures import figures_of_run
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
 from leapbench.record import BusyError, RunFolder
@@ -77,6 +78,9 @@ def run(config: RunConfig) -> Outcome:
             logger.finish(summary)
             raise
         folder.finish(summary)
+        if config.logger != "none" and summary["status"] == "completed":
+            for name, path in figures_of_run(folder.path).items():
+                logger.figure(name, path)
         logger.finish(summary)
         return Outcome(summary["status"], run_id, folder.path, summary["reason"])
     finally:

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from leapbench.acceptance import RULES
+from leapbench.acceptance import RULES, score
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
-from leapbench.read import WORKLOAD, Suite
-from leapbench.tables.common import Published, Table
+from leapbench.config import PROJECT
+from leapbench.read import WORKLOAD, Suite, load_suite
+from leapbench.tables import Published, Table, build, load_published
 from leapbench.tables.render import section_name
 
-__all__ = ["write_figures"]
+__all__ = ["figures_of_run", "write_figures"]
 
 
 def write_figures(
@@ -65,3 +66,11 @@ def write_figures(
                     figure.savefig(paths[-1], dpi=DPI, metadata={"Software": ""})
                     plt.close(figure)
     return paths
+
+
+def figures_of_run(folder: Path) -> dict[str, Path]:
+    """Draw the figures of one completed run into <folder>/figures; name -> path."""
+    suite = load_suite(folder.parent, only=folder.name)
+    published = load_published(PROJECT / "results" / "published")
+    paths = write_figures(suite, score(suite), build(suite, published), published, folder / "figures")
+    return {path.stem.partition("__")[0]: path for path in paths}

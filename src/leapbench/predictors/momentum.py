@@ -55,6 +55,8 @@ def corrected_step(history: History, step: float, decay: float) -> Tensor:
     """theta - step * mhat / (sqrt(vhat) + eps) - decay * wd * theta, moments bias-corrected: (N,) float32."""
     adam, u = history.adam, history.now.updates
     assert adam is not None
+    if u == 0:
+        raise ValueError("this snapshot has no Adam moments")
     first, second = 1 - adam.beta1**u, 1 - adam.beta2**u
     # sqrt(v / second) + eps = (sqrt(v) + eps sqrt(second)) / sqrt(second): the corrections move into scalars.
     return adam_step(history, step * second**0.5 / first, adam.eps * second**0.5, decay * adam.weight_decay)

@@ -9,17 +9,23 @@ from leapbench import tables
 from leapbench.acceptance import score
 from leapbench.figures import write_figures
 from leapbench.read import RecordError, Suite, load_suite, suites_in
+from leapbench.tables.headline import headline, into_readme
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--readme", metavar="SUITE", help="only put SUITE's headline table into README.md")
     parser.add_argument("--suite", help="folder under --results (default: every suite there)")
     parser.add_argument("--results", type=Path, default=Path("results/raw"), help="where the suites are")
     parser.add_argument("--out", type=Path, default=Path("results"), help="OUT/tables/SUITE and OUT/figures/SUITE")
     parser.add_argument("--published", type=Path, default=PROJECT / "results/published", help="the cited figures")
     args = parser.parse_args()
+    if args.readme:
+        commits = load_suite(args.results / args.readme).runs["git_commit"]
+        into_readme(PROJECT / "README.md", headline(args.out / "tables" / args.readme, commits.iloc[0]))
+        return 0
     published = tables.load_published(args.published)
     for name in [args.suite] if args.suite else suites_in(args.results):
         suite = load_suite(args.results / name)

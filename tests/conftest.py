@@ -12,7 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from leapbench.config import RunConfig, resolve
+from leapbench.config import RunConfig
+from leapbench.resolve import resolve
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TINY = (

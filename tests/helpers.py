@@ -22,8 +22,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from leapbench import cli
-from leapbench.config import RunConfig, resolve
+from leapbench.config import RunConfig
 from leapbench.record import STREAMS
+from leapbench.resolve import resolve
 from leapbench.workload import Workload
 
 PROJECT = Path(__file__).resolve().parents[1]

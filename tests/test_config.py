@@ -4,8 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import test_contracts as contracts
-from leapbench.config import MACHINE_KEYS, ConfigError, parse_horizons, resolve
+from leapbench.config import MACHINE_KEYS, ConfigError
 from leapbench.observe import build_predictors, check_contexts, unusable
+from leapbench.resolve import parse_horizons, resolve
 
 # One other value for every key of conf/config.yaml, and of the groups it starts with.
 MACHINE = {
@@ -197,7 +198,16 @@ def one_line(pattern, mistake):
         ("mode", "leap", "mode=leap is unknown; use observe"),
         ("dataset.layout", "ragged", r"dataset\.layout=ragged is unknown; use packed or padded"),
         ("dataset.source", "web", r"dataset\.source=web is unknown"),
-        ("dataset.tokens", 0, r"dataset\.tokens=0 must be 1 or more"),
+        ("dataset.tokens", 1, r"dataset\.tokens=1 must be 2 or more"),
+        ("regime.probe_tokens", 1, r"regime\.probe_tokens=1 must be 2 or more"),
+        ("checkpoint.every_steps", 0, r"checkpoint\.every_steps=0 must be 1 or more"),
+        ("checkpoint.every_s", -1, r"checkpoint\.every_s=-1\.0 must be 0 or more"),
+        ("schedule.warmup", -1, r"schedule\.warmup=-1 must be 0 or more"),
+        ("optimizer.weight_decay", -0.1, r"optimizer\.weight_decay=-0\.1 must be 0 or more"),
+        ("optimizer.betas", [0.9, 1.0], r"optimizer\.betas=\[0\.9, 1\.0\] must lie in \[0, 1\)"),
+        ("train.grad_clip", 0, r"train\.grad_clip=0\.0 must be a positive number"),
+        ("landscape", {"enabled": True, "K": 5, "fractions": [0.5]}, "must be two or more"),
+        ("landscape", {"enabled": True, "K": 5, "fractions": [0, 1]}, "numbers other than 0"),
         ("optimizer.name", "adam", r"optimizer\.name=adam is unknown; use adamw or sgd or sgd_momentum"),
         ("optimizer.lr", 0, r"optimizer\.lr=0\.0 must be a positive number"),
         ("optimizer.lr", float("nan"), r"optimizer\.lr=nan must be a positive number"),

@@ -11,9 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import twins
-from leapbench.config import MACHINE_KEYS, resolve
+from leapbench.config import MACHINE_KEYS
 from leapbench.history import History
 from leapbench.predictors.base import LinearInHistory, Predictor, coefficients_of
+from leapbench.resolve import resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONF = PROJECT / "conf"

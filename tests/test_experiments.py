@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from leapbench.config import resolve
-from leapbench.run import run
 from helpers import composed, rows
+from leapbench.resolve import resolve
+from leapbench.run import run
 
 SHRUNKEN = {
     "leap_verify_gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 300},
@@ -26,14 +26,16 @@ SHRUNKEN = {
 def wikitext(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """WikiText-103's repository in small: its parquet files, and a tokenizer folder beside them."""
     root = tmp_path_factory.mktemp("hub")
-    lines = [f" = Heading {i} = \n" if i % 5 == 0 else f"{i} is a number , and so are {i + 1} and {i * i} ; " * 2 for i in range(900)]
+    text = "{} is a number , and so are {} and {} ; "
+    lines = [f" = Heading {i} = \n" if i % 5 == 0 else text.format(i, i + 1, i * i) * 2 for i in range(900)]
     subset = root / "wikitext-103-raw-v1"
     subset.mkdir()
     for split, part in {"train": lines[:700], "validation": lines[700:800], "test": lines[800:]}.items():
         pd.DataFrame({"text": part}).to_parquet(subset / f"{split}-00000-of-00001.parquet")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(lines, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(root / "tokenizer")
     return root

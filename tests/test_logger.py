@@ -132,7 +132,6 @@ def test_unknown_logger_and_mode_are_config_errors(offline):
 
 def test_a_run_shows_its_metrics_and_figures(tiny, tmp_path, monkeypatch):
     from helpers import rows
-
     from leapbench.run import run
 
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")

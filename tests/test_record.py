@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,15 +245,26 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, other):
     assert [p.name for p in path.iterdir()] == [LOCK]
 
 
-def test_a_lock_without_a_heartbeat_is_taken_over(tmp_path, other):
+def test_a_living_process_here_keeps_its_lock_however_long_it_is_silent(tmp_path, other):
     path = tmp_path / "run"
-    past = time.time() - record.STALE_AFTER_S
-    os.utime(path / LOCK, (past + 60, past + 60))
+    os.utime(path / LOCK, (0, 0))
     with pytest.raises(BusyError):
         RunFolder(path).acquire()
-    os.utime(path / LOCK, (past - 60, past - 60))
+
+
+def test_a_pid_given_out_again_is_another_process(tmp_path, other):
+    path = tmp_path / "run"
+    signed = json.loads((path / LOCK / OWNER).read_text())
+    record.write_json(path / LOCK / OWNER, {**signed, "pid": os.getpid()})  # its pid is ours now, its birth is not
     RunFolder(path).acquire()
     assert owner(path) == os.getpid()
+
+
+def test_a_process_whose_lock_was_taken_over_stops_at_its_next_flush(folder):
+    folder.open(None)
+    shutil.rmtree(folder.path / LOCK)
+    with pytest.raises(BusyError, match="another process has taken this run over"):
+        folder.flush()
 
 
 def test_a_process_on_another_host_is_believed_until_its_heartbeat_stops(folder):

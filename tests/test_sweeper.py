@@ -15,7 +15,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
-from leapbench.config import ConfigError, resolve
+from leapbench.config import ConfigError
+from leapbench.resolve import resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = ["regime=published"]

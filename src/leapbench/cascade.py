@@ -71,7 +71,12 @@ def _train(workload: Workload, model: torch.nn.Module, weights: FlatWeights, his
     adam, position = history.adam, history.now.position
     assert isinstance(adam, Adam)
     optimizer = torch.optim.AdamW(
-        weights.parameters, lr=0.0, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=adam.weight_decay, fused=True
+        weights.parameters,
+        lr=0.0,
+        betas=(adam.beta1, adam.beta2),
+        eps=adam.eps,
+        weight_decay=adam.weight_decay,
+        fused=True,
     )
     model.train()
     for j in range(K):

@@ -27,7 +27,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config import PROJECT, ConfigError, RunConfig, resolve
+from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.resolve import resolve
 
 STATUSES = ("completed", "skipped", "diverged", "failed")
 FAILURES = ("diverged", "failed")

@@ -137,7 +137,13 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
 
 
 def summary(
-    status: str, reason: str | None, step: int, losses: dict[str, float], best: dict[str, Any], clock: Clock, observer: Observer
+    status: str,
+    reason: str | None,
+    step: int,
+    losses: dict[str, float],
+    best: dict[str, Any],
+    clock: Clock,
+    observer: Observer,
 ) -> dict[str, Any]:
     """What summary.json says of a run that came to its end."""
     laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
@@ -195,5 +201,3 @@ def load_rng(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-

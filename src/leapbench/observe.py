@@ -115,8 +115,8 @@ class Observer:
                 for depth, K in self.config.cascade.chains:
                     form = chained if scorer.protocol.cascade == "chain" else retrained
                     for row in form(scorer.proposer, self.workload, depth, K):
-                        base = {"step": step, "protocol": scorer.name, "depth": depth, "K": K, "loss_now_nats": loss_now}
-                        self.folder.append(CASCADE, base | row)
+                        where = {"step": step, "protocol": scorer.name, "depth": depth, "K": K}
+                        self.folder.append(CASCADE, where | {"loss_now_nats": loss_now} | row)
         if self.config.landscape.enabled:
             first = self.scorers[0]
             for row in along_the_direction(first.proposer, self.config.landscape, loss_now):
@@ -212,6 +212,6 @@ def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
     for name, predictor in build_predictors(config, config.protocol, exempt).items():
         if predictor.context * interval + K > steps:
             raise ConfigError(
-                f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps after them, "
+                f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "
                 f"more than train.steps={steps}: its context never fills; raise train.steps or lower train.interval"
             )

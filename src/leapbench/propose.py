@@ -53,7 +53,8 @@ class Proposer:
     """Knows a model, its flat weights, a ring of snapshots, predictors and a loss function, and nothing else.
 
     Args:
-        memo: losses of candidates at the newest snapshot, shared between proposers that use one ring.
+        memo: losses of candidates at the newest snapshot, shared between proposers that use one ring; whoever shares it
+            clears it when a new snapshot is taken.
         clock: gets the laps `predict` and `verify`.
     """
 
@@ -70,10 +71,10 @@ class Proposer:
         self.model, self.weights, self.ring = model, weights, ring
         self.predictors, self.loss_fn = dict(predictors), loss_fn
         self.clock = clock or Clock(weights.vector.device)
-        self.memo = memo if memo is not None else {}
+        self.shared_memo = memo
         # A candidate lives only until its loss is known, so all of them are built in one vector: fresh memory of this
         # size would cost more in page faults than the prediction does.
-        self._scratch = torch.empty_like(weights.vector, device=ring.device or weights.vector.device)
+        self._scratch = torch.empty_like(weights.vector, dtype=torch.float32, device=ring.device)
 
     def propose(self, horizons: list[int], loss_now: float) -> Iterator[Proposal]:
         """One proposal per predictor whose context is filled and per horizon K.
@@ -83,17 +84,20 @@ class Proposer:
             loss_now: loss of the live weights, nats.
         """
         history = self.ring.history()
+        memo: dict[Hashable, float] = {} if self.shared_memo is None else self.shared_memo
         if self.ring.weights_dtype == self.weights.vector.dtype:
-            self.memo[self._key([(history.now.step, 1.0)])] = loss_now
+            memo[self._key([(history.now.step, 1.0)])] = loss_now
         for name, predictor in self.predictors.items():
             if predictor.context <= len(history.snapshots):
                 for K in horizons:
-                    yield self._proposal(name, predictor, history, K)
+                    yield self._proposal(name, predictor, history, K, memo)
 
-    def _proposal(self, name: str, predictor: Predictor, history: History, K: int) -> Proposal:
+    def _proposal(
+        self, name: str, predictor: Predictor, history: History, K: int, memo: dict[Hashable, float]
+    ) -> Proposal:
         key = self._candidate_key(predictor, history, K)
-        if key is not None and key in self.memo:
-            return Proposal(history.now.step, name, K, self.memo[key], 1.0, 0.0, 0.0)
+        if key is not None and key in memo:
+            return Proposal(history.now.step, name, K, memo[key], 1.0, 0.0, 0.0)
         start = time.perf_counter()
         with self.clock.lap("predict"):
             full = predictor.predict(replace(history, scratch=[self._scratch]), K)
@@ -105,7 +109,7 @@ class Proposer:
                 if not math.isfinite(best_loss) or loss < best_loss:
                     best_loss, best_scale = loss, scale
         if key is not None:
-            self.memo[key] = best_loss
+            memo[key] = best_loss
         end = time.perf_counter()
         return Proposal(history.now.step, name, K, best_loss, best_scale, predicted - start, end - predicted)
 
@@ -114,11 +118,17 @@ class Proposer:
         return candidate_loss(self.model, self.weights.layout, candidate.to(self.weights.vector.device), self.loss_fn)
 
     def _candidate_key(self, predictor: Predictor, history: History, K: int) -> Hashable | None:
-        """Equal for candidates that are the same sum of the same snapshots; None if only `predict` can tell."""
+        """Equal for equal candidates: the same sum of the same snapshots, or the same method with the same settings.
+
+        None: only `predict` can tell, or the best of several scales counts.
+        """
         coefficients = coefficients_of(predictor, history, K)
-        if coefficients is None:
+        if coefficients is not None:
+            return self._key(zip(history.last(predictor.context).steps, coefficients, strict=True))
+        settings = tuple(sorted(vars(predictor).items()))
+        if predictor.scales != (1.0,) or not all(isinstance(value, Hashable) for _, value in settings):
             return None
-        return self._key(zip(history.last(predictor.context).steps, coefficients, strict=True))
+        return (id(self.ring), history.now.step, type(predictor), settings, K)
 
     def _key(self, terms: Iterable[tuple[int, float]]) -> Hashable:
         return (id(self.ring), tuple((step, c) for step, c in terms if c != 0.0))

@@ -68,7 +68,7 @@ class RunFolder:
                     f"run {self.path.name} is already being run by process {owner.get('pid')} on {owner.get('host')}; "
                     f"left alone ({self.path})"
                 ) from None
-            # Of several that find a stale lock, rename lets exactly one win; the others fail at mkdir or find a new owner.
+            # Of several that find a stale lock rename lets exactly one win; the others find a new owner.
             grave = self.path / f"{LOCK}.{socket.gethostname()}.{os.getpid()}"
             try:
                 lock.rename(grave)
@@ -77,7 +77,7 @@ class RunFolder:
             shutil.rmtree(grave, ignore_errors=True)
             return self.acquire()
         try:
-            write_json(lock / OWNER, {"host": socket.gethostname(), "pid": os.getpid(), "since_utc": utc()})
+            write_json(lock / OWNER, {**_me(), "since_utc": utc()})
         except OSError:  # a lock without an owner would keep everybody out
             self.release()
             raise
@@ -106,8 +106,12 @@ class RunFolder:
     def open(self, offsets: dict[str, int] | None) -> None:
         """Open the row files, each cut back to its length at the checkpoint; without one, to nothing."""
         for name in STREAMS:
-            file = (self.path / name).open("ab")
-            file.truncate((offsets or {}).get(name, 0))
+            file, size = (self.path / name).open("ab"), (offsets or {}).get(name, 0)
+            if file.seek(0, os.SEEK_END) < size:
+                raise ConfigError(
+                    f"{self.path / name} is shorter than the checkpoint remembers; delete {self.path} to start over"
+                )
+            file.truncate(size)
             file.seek(0, os.SEEK_END)
             self._files[name] = file
 
@@ -119,7 +123,10 @@ class RunFolder:
         """Hand all rows to the system and show that this process lives."""
         for file in self._files.values():
             file.flush()
-        os.utime(self.path / LOCK)
+        try:
+            os.utime(self.path / LOCK)
+        except FileNotFoundError:
+            raise BusyError(f"{self.path}: another process has taken this run over; this one stops") from None
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the rolling checkpoint atomically; the rows written so far are on disk before it is."""
@@ -205,20 +212,32 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _alive(owner: dict[str, Any], lock: Path) -> bool:
-    """Whether the lock's owner may still be running: its heartbeat is recent and, on this host, its process exists."""
+    """Whether the lock's owner may still be running: on this host its process, elsewhere its heartbeat, tells."""
+    if owner.get("host") == socket.gethostname():
+        return owner.get("birth") is not None and owner["birth"] == _birth(owner["pid"])
     try:
-        if time.time() - lock.stat().st_mtime > STALE_AFTER_S:
-            return False
+        return time.time() - lock.stat().st_mtime <= STALE_AFTER_S
     except FileNotFoundError:
         return False
-    if owner.get("host") != socket.gethostname():
-        return True
-    if owner["pid"] == os.getpid():
-        return True
+
+
+def _me() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())}
+
+
+def _birth(pid: int) -> str | None:
+    """When process `pid` of this host started, None if there is none.
+
+    A pid can be given out again, after a restart of a container even to the process that asks; its birth tells the two
+    apart. Where the system does not say (no /proc), all births of a living pid are equal.
+    """
     try:
-        os.kill(owner["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:
-        return True
-    return True
+        pass
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "unknown"

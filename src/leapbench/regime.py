@@ -42,12 +42,12 @@ def similarity(a: Tensor, b: Tensor, cosine: str) -> float:
 
 
 def classify(s: float | None, tau_low: float, tau_high: float, inclusive: bool) -> str:
-    """Regime of similarity `s`; None, at the first checkpoint, is unknown.
+    """Regime of similarity `s`; None, at the first checkpoint, and nan are unknown.
 
     Args:
         inclusive: the published code's >= and <= instead of the paper's strict comparisons.
     """
-    if s is None:
+    if s is None or s != s:
         return UNKNOWN
     if s > tau_high or (inclusive and s == tau_high):
         return STABLE

@@ -18,9 +18,8 @@ from leapbench.figures import figures_of_run
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
 from leapbench.record import BusyError, RunFolder
+from leapbench.resolve import CONTROLS
 from leapbench.workload import Workload
-
-CONTROLS = ("persistence", "average")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,11 @@ def run(config: RunConfig) -> Outcome:
         except (OSError, ConfigError):
             raise
         except Exception as error:
-            summary = {"status": "failed", "reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            summary = {
+                "status": "failed",
+                "reason": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
             folder.finish(summary)
             logger.finish(summary)
             raise

@@ -39,8 +39,8 @@ def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:
 
 
 def adaptive(loss_pred: ArrayLike, loss_now: ArrayLike, sigma: ArrayLike) -> NDArray[np.bool_]:
-    """Lhat <= L_t + sigma, sigma the spread of verification losses, nats."""
-    return np.less_equal(loss_pred, np.add(loss_now, sigma))
+    """Lhat <= L_t + sigma, sigma the spread of verification losses, nats. Never a loss that is not finite."""
+    return np.less_equal(loss_pred, np.add(loss_now, sigma)) & np.isfinite(loss_pred)
 
 
 def proximity(

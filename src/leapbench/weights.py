@@ -56,7 +56,9 @@ class FlatWeights:
             raise ValueError("the model has no trainable parameter")
         kinds = {(p.dtype, p.device) for _, p in named}
         if len(kinds) > 1:
-            raise ValueError(f"all trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}")
+            raise ValueError(
+                f"all trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}"
+            )
         entries, offset = [], 0
         for name, p in named:
             entries.append(Entry(name, p.shape, offset, p.numel()))

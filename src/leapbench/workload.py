@@ -51,7 +51,9 @@ class Workload:
                 f"train.batch_size={config.train.batch_size}; give it more text or lower the batch size"
             )
         held_out = _shuffled(data.verification, config, "verification", config.verify.sequences + config.regime.probes)
-        self.verification = self._fixed(data.verification, held_out[: config.verify.sequences], config.verify.batch_size)
+        self.verification = self._fixed(
+            data.verification, held_out[: config.verify.sequences], config.verify.batch_size
+        )
         self._probes = self._fixed(data.verification, held_out[config.verify.sequences :], config.verify.batch_size)
         for batch in self._probes:
             for key in batch:

@@ -87,7 +87,7 @@ class LeapSweeper(BasicSweeper):
         Raises:
             ConfigError: if one does not.
         """
-        from leapbench.config import resolve
+        from leapbench.resolve import resolve
 
         axes: Axes = {}
         swept: set[str] = set()

@@ -13,10 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from leapbench.acceptance import RULES, score
+from leapbench.config import PROJECT
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
-from leapbench.config import PROJECT
 from leapbench.read import WORKLOAD, Suite, load_suite
 from leapbench.tables import Published, Table, build, load_published
 from leapbench.tables.render import section_name

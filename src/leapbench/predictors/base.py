@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import Protocol, runtime_checkable
 
@@ -73,7 +74,7 @@ def spacing(steps: tuple[int, ...]) -> int:
     Raises:
         ValueError: they are not evenly spaced.
     """
-    gaps = {b - a for a, b in zip(steps[:-1], steps[1:], strict=True)}
+    gaps = {b - a for a, b in itertools.pairwise(steps)}
     if len(gaps) != 1:
         raise ValueError(f"snapshots at steps {steps} are not evenly spaced")
     return gaps.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -15,7 +16,9 @@ FORMS = ("exact", "paper", "code")
 
 
 class Quadratic(LinearInHistory):
-    """theta_hat_{t+K} = theta_0 + s d1 + q d2, s = K / Delta, d1 = theta_0 - theta_{-1}, d2 = theta_0 - 2 theta_{-1} + theta_{-2}.
+    """theta_hat_{t+K} = theta_0 + s d1 + q d2, s = K / Delta.
+
+    Here d1 = theta_0 - theta_{-1} and d2 = theta_0 - 2 theta_{-1} + theta_{-2}.
 
     Leap+Verify, arXiv:2602.19580, section 3 (quadratic):
 
@@ -27,7 +30,7 @@ class Quadratic(LinearInHistory):
         form: exact | paper | code.
 
     Raises:
-        ValueError: unknown form, or fewer than three evenly spaced snapshots.
+        ValueError: unknown form, fewer than three snapshots, or for `code` uneven ones.
     """
 
     context = 3
@@ -45,7 +48,7 @@ class Quadratic(LinearInHistory):
         """
         if self.form == "code":
             return None
-        g2, g1 = (b - a for a, b in zip(steps[:-1], steps[1:], strict=True))
+        g2, g1 = (b - a for a, b in itertools.pairwise(steps))
         a = K / g1
         b = K * (K + g1 if self.form == "exact" else K - g1) / (g1 + g2)
         return [b / g2, -a - b / g1 - b / g2, 1.0 + a + b / g1]

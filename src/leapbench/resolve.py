@@ -1,0 +1,199 @@
+"""From Hydra's nested dictionary to a validated RunConfig, or one line: what was wrong, what would be right."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from leapbench.config import PROJECT, ConfigError, RunConfig, dig
+
+BASELINE, CONTROLS = "none", ("persistence", "average")
+
+COUNTS = (
+    "train.steps", "train.interval", "train.batch_size", "verify.sequences", "verify.batch_size", "eval.every",
+    "eval.sequences", "eval.batch_size", "regime.probes", "regime.confirm", "landscape.K", "checkpoint.every_steps",
+    "threads",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "schedule.warmup", "schedule.decay", "schedule.floor", "optimizer.weight_decay", "optimizer.eps",
+    "optimizer.momentum", "checkpoint.every_s", "dataset.min_characters",
+)  # fmt: skip
+POSITIVE = ("optimizer.lr", "train.grad_clip")
+
+
+def resolve(cfg: DictConfig) -> RunConfig:
+    """Turn Hydra's configuration into a validated :class:`RunConfig`.
+
+    Raises:
+        ConfigError: one line, for anything a user can get wrong.
+    """
+    plain = OmegaConf.create({key: value for key, value in cfg.items_ex(resolve=False) if key != "experiment"})
+    _check_seed(plain.get("seed"))
+    plain.K = parse_horizons(plain.get("K"))
+    try:
+        OmegaConf.resolve(plain)
+        predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        for key in sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(f"{key} has no value; give it one, as in {key}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    assert isinstance(config, RunConfig)
+    config.predictors = _select(predictors)
+    _fill_thresholds(config)
+    validate(config)
+    return config
+
+
+def parse_horizons(K: Any) -> list[int]:
+    """One horizon or several -> ascending list of distinct positive integers, steps.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    values = list(K) if OmegaConf.is_list(K) or isinstance(K, list | tuple) else [K]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(
+                f"K={value} is not a number of steps; K is a positive integer or a list, as in K=5,10 with -m"
+            )
+        if value < 1:
+            raise ConfigError(f"K={value} predicts nothing; K is the number of steps ahead, 1 or more")
+    if not values:
+        raise ConfigError("K=[] has no horizon; give at least one, as in K=5")
+    return sorted(set(values))
+
+
+def validate(config: RunConfig) -> None:
+    """Check what types cannot say.
+
+    Raises:
+        ConfigError: one line.
+    """
+    train, K = config.train, config.horizons
+    for key in COUNTS:
+        _at_least(config, key, 1)
+    for key in ("dataset.tokens", "regime.probe_tokens"):
+        _at_least(config, key, 2)  # a target is the token after another
+    for key in NOT_NEGATIVE:
+        _at_least(config, key, 0)
+    for key in POSITIVE:
+        value = dig(config, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{key}={value} must be a positive number")
+    for beta in config.optimizer.betas or ():
+        if not 0 <= beta < 1:
+            raise ConfigError(f"optimizer.betas={list(config.optimizer.betas or ())} must lie in [0, 1)")
+    _choice("mode", config.mode, ("observe",))
+    _choice("train.precision", train.precision, ("float32", "bfloat16"))
+    _choice("dataset.layout", config.dataset.layout, ("packed", "padded"))
+    _choice("dataset.source", config.dataset.source, ("stdlib", "hub", "text_files"))
+    _choice("optimizer.name", config.optimizer.name, ("adamw", "sgd", "sgd_momentum"))
+    _choice("schedule.name", config.schedule.name, ("constant", "cosine", "wsd"))
+    _choice("logger", config.logger, ("none", "wandb"))
+    _choice("model.init", config.init, ("scratch", "pretrained"))
+    if train.interval > train.steps:
+        raise ConfigError(
+            f"train.interval={train.interval} is larger than train.steps={train.steps}: no snapshot would ever be taken"
+        )
+    _check_protocols(config)
+    if config.predictors and K[-1] > train.steps - train.interval:
+        raise ConfigError(
+            f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
+            f"{train.steps - train.interval}); lower K or raise train.steps={train.steps}"
+        )
+    for chain in config.cascade.chains:
+        if len(chain) != 2 or any(not isinstance(part, int) or part < 1 for part in chain):
+            raise ConfigError(f"cascade.chains: {chain} must be [depth, K], two positive integers")
+    fractions = config.landscape.fractions
+    if config.landscape.enabled and (len(set(fractions)) < 2 or len(set(fractions)) < len(fractions) or 0 in fractions):
+        raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
+
+
+def _at_least(config: RunConfig, key: str, least: int) -> None:
+    value = dig(config, key)
+    if value is not None and not value >= least:
+        raise ConfigError(f"{key}={value} must be {least} or more")
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        hint = "; ranges and lists of seeds need -m, as in: python train.py -m seed=0-4" if "-" in str(seed) else ""
+        raise ConfigError(f"seed={seed} is not an integer{hint}")
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must be 0 or more")
+
+
+def _check_protocols(config: RunConfig) -> None:
+    if not config.protocols:
+        raise ConfigError("no protocol chosen; use protocol=exact, paper or code")
+    for name, protocol in config.protocols.items():
+        for key in ("weights", "moments"):
+            _choice(
+                f"protocols.{name}.history.{key}", getattr(protocol.history, key), ("float32", "float16", "bfloat16")
+            )
+        _choice(
+            f"protocols.{name}.fingerprint.pooling", protocol.fingerprint.pooling, ("masked_mean", "mean", "tokens")
+        )
+        _choice(f"protocols.{name}.fingerprint.cosine", protocol.fingerprint.cosine, ("concatenated", "per_probe"))
+        _choice(f"protocols.{name}.cascade", protocol.cascade, ("chain", "train"))
+    padded = config.dataset.layout == "padded"
+    if padded and len({protocol.pad_in_loss for protocol in config.protocols.values()}) > 1:
+        raise ConfigError(f"protocols {_names(config.protocols)} train with different padding; run them apart with -m")
+    if config.model.init is None and len({protocol.init for protocol in config.protocols.values()}) > 1:
+        raise ConfigError(
+            f"protocols {_names(config.protocols)} start from different weights; run them apart with -m, or set "
+            "model.init"
+        )
+
+
+def _select(predictors: dict[str, Any]) -> dict[str, Any]:
+    """Drop `none`; chosen alone it drops the controls too."""
+    chosen = {name: spec for name, spec in predictors.items() if name != BASELINE}
+    asked = {name for name in chosen if name not in CONTROLS}
+    return {} if BASELINE in predictors and not asked else chosen
+
+
+def _fill_thresholds(config: RunConfig) -> None:
+    regime = config.regime
+    _choice("regime.thresholds", regime.thresholds, ("published", "calibrated"))
+    if regime.thresholds == "published":
+        pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}
+        regime.by_protocol = {name: pair for name in config.protocols}
+    else:
+        assert regime.file is not None
+        path = PROJECT / regime.file
+        if not path.is_file():
+            raise ConfigError(
+                f"regime=calibrated needs {regime.file}, which does not exist; measure it with a calibration sweep and "
+                "scripts/calibrate.py, or use regime=published"
+            )
+        stored = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(stored, dict)
+        missing = [name for name in config.protocols if name not in stored["protocols"]]
+        if missing:
+            raise ConfigError(
+                f"{regime.file} has no thresholds for protocol {missing[0]}; calibrate it, or use regime=published"
+            )
+        regime.source = stored["source"]
+        regime.by_protocol = {name: stored["protocols"][name] for name in config.protocols}
+    regime.tau_high = regime.tau_low = None
+
+
+def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is unknown; use {' or '.join(allowed)}")
+
+
+def _names(mapping: dict[str, Any]) -> str:
+    return ", ".join(mapping)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
+    return f"{key}: {lines[0]}" if key else lines[0]

@@ -74,7 +74,8 @@ def owner(folder):
         return None
 
 
-def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch):
+@pytest.mark.timeout(900)  # four starts of Python with torch
+def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch, request):
     extra = ("predictor=[linear,momentum]", "protocol=[exact,code]", "train.steps=36", *PROBED, *DROPOUT)
     expected, _ = uninterrupted(lab, monkeypatch, *extra)
     assert all(expected.values())
@@ -84,6 +85,7 @@ def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch):
     for low, high in ((1, 9), (10, 18), (19, 27)):
         moment, delay = rng.randint(low, high), rng.uniform(0, 0.2)
         process = start(tmp_path, *arguments)
+        request.addfinalizer(process.kill)
         while process.poll() is None and (owner(folder) != process.pid or last_step(folder) < moment):
             time.sleep(0.01)
         time.sleep(delay)

@@ -111,7 +111,7 @@ def test_fold_off(sweeper, capsys):
 
 
 def test_no_fold_unless_every_job_observes(sweeper, monkeypatch):
-    monkeypatch.setattr("leapbench.config.resolve", lambda cfg: cfg)
+    monkeypatch.setattr("leapbench.resolve.resolve", lambda cfg: cfg)
     cells = [["predictor=linear", "K=5"], ["predictor=linear", "K=10"]]
     leap = [["mode=leap", *cell] for cell in cells]
     assert plan(sweeper(), "mode=leap", "predictor=linear", "K=5,10") == leap

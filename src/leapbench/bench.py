@@ -6,12 +6,10 @@ parameters and skips its computation, so what is left of an evaluation is the co
 
 from __future__ import annotations
 
-import gc
-import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,19 +18,16 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from leapbench import models
+from leapbench.bench_usual import StateDictWay
 from leapbench.config import PROJECT, ModelConfig
-from leapbench.resolve import BASELINE
 from leapbench.history import Adam, History, Ring
 from leapbench.predictors.base import Predictor, coefficients_of
-from leapbench.predictors.momentum import Momentum
-from leapbench.predictors.momentum_decay import MomentumDecay
-from leapbench.predictors.quadratic import Quadratic
 from leapbench.propose import rescaled
 from leapbench.verify import candidate_loss
 from leapbench.weights import FlatMoments, FlatWeights
 
 PREDICT_AT_MOST, SWAP_AT_LEAST = 1.5, 8.0
-LARGE = 10_000_000  # parameters; smaller weights stay in cache and are measured more often
+LARGE = 10_000_000  # parameters; smaller weights stay in cache, and are measured more often
 LR, INTERVAL, K = 1e-3, 50, 75
 ADAM = Adam(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01)
 Measure = Callable[[], object]
@@ -43,38 +38,40 @@ Measure = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call, by the clock on the wall and by the processor time of this process."""
+    """Seconds of one call: wall clock, and processor time of this process."""
 
     wall: float
     cpu: float
 
     def on(self, device: torch.device) -> float:
-        """What counts: processor time on a CPU (one thread, so other processes do not add to it), else wall time."""
+        """What counts: processor time on a CPU (one thread, and other processes do not add to it), else wall time."""
         return self.cpu if device.type == "cpu" else self.wall
 
 
 def interleaved(
-    measures: Mapping[str, Measure], rounds: int, device: torch.device, batch: int = 1
+    measures: Mapping[str, Measure], rounds: int, device: torch.device, batch: int = 1, warm_up: int = 1
 ) -> dict[str, list[Timing]]:
     """Time all `measures` in turn, A B C A B C ..., so that what disturbs the machine disturbs all of them.
 
     Args:
         batch: calls of one measure in a row; from the second on, its data is in the caches if it fits there.
+        warm_up: rounds before the timed ones.
 
     Returns:
-        rounds x batch timings per measure, after one call each to warm up.
+        rounds x batch timings per measure.
     """
-    wait = torch.cuda.synchronize if device.type == "cuda" else int
+    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     timings: dict[str, list[Timing]] = {name: [] for name in measures}
-    for round_ in range(rounds + 1):
+    for i in range(-warm_up, rounds):
         for name, measure in measures.items():
-            for _ in range(batch if round_ else 1):
+            for _ in range(batch):
                 wait()
                 cpu, wall = time.process_time(), time.perf_counter()
                 measure()
                 wait()
-                if round_:
-                    timings[name].append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
+                timing = Timing(time.perf_counter() - wall, time.process_time() - cpu)
+                if i >= 0:
+                    timings[name].append(timing)
     return timings
 
 
@@ -98,7 +95,7 @@ class Bodiless(nn.Module):
 
 
 def gpt2_like(parameters: int) -> nn.Module:
-    """A GPT-2 of about this many parameters: GPT-2's width and vocabulary if it is large, gpt2_nano's bytes if small."""
+    """A GPT-2 of about this many parameters: with GPT-2's vocabulary if it is large, gpt2_nano's bytes if small."""
     vocabulary, positions = (50_257, 1024) if parameters >= 5 * LARGE else (256, 64)
     width = next((w for w in (768, 512, 384, 256, 128, 64) if 55 * w * w <= parameters), 32)
     layers = max(1, round((parameters - (vocabulary + positions) * width) / (12 * width * width + 13 * width)))
@@ -109,16 +106,17 @@ def gpt2_like(parameters: int) -> nn.Module:
 def variants() -> dict[tuple[str, str], Predictor]:
     """Every predictor in conf/predictor in every form that a protocol gives it, by (name, form)."""
     found = {}
-    protocols = [OmegaConf.load(path)["predictors"] for path in sorted((PROJECT / "conf/protocol").glob("*.yaml"))]
+    protocols = [OmegaConf.load(path) for path in sorted((PROJECT / "conf/protocol").glob("*.yaml"))]
     for path in sorted((PROJECT / "conf/predictor").glob("*.yaml")):
-        for forms in protocols if path.stem != BASELINE else ():
-            spec = OmegaConf.merge(OmegaConf.load(path), forms.get(path.stem, {}))
-            found[path.stem, spec.get("form", "")] = instantiate(spec)
+        method = OmegaConf.load(path)
+        for protocol in protocols if "_target_" in method else ():
+            spec = OmegaConf.merge(method, OmegaConf.select(protocol, f"predictors.{path.stem}") or {})
+            found[path.stem, OmegaConf.select(spec, "form") or ""] = instantiate(spec)
     return found
 
 
 class Subject:
-    """Weights, Adam moments and a filled history of one model, as after a few AdamW steps on random gradients."""
+    """Weights, Adam moments and a full history of one model, as after an AdamW step on random gradients."""
 
     def __init__(self, parameters: int, device: torch.device, context: int) -> None:
         self.model = Bodiless(gpt2_like(parameters).to(device))
@@ -130,115 +128,51 @@ class Subject:
         optimizer.zero_grad(set_to_none=True)
         self.moments = FlatMoments(optimizer, self.weights)
         self.scratch = torch.empty_like(self.weights.vector)
-        self.ring = Ring(context, INTERVAL, self.weights.layout, lambda position: LR, ADAM, moments_capacity=1)
+        ring = Ring(context, INTERVAL, self.weights.layout, lambda position: LR, ADAM, moments_capacity=1)
         for i in range(1, context + 1):
-            self.ring.push(i * INTERVAL, i * INTERVAL, self.weights.vector, self.moments)
             self.weights.vector.add_(torch.randn_like(self.weights.vector), alpha=LR)
-        self.history = self.ring.history()
+            ring.push(i * INTERVAL, i * INTERVAL, self.weights.vector, self.moments)
+        self.history = ring.history()
 
     def copy(self) -> None:
         """A memory copy of one vector: 8 bytes moved per parameter."""
         self.scratch.copy_(self.weights.vector)
 
+    def snapshot(self, moments: bool) -> Measure:
+        """What copies the live weights, and the moments if wanted, into a full ring."""
+        ring = Ring(1, 0, self.weights.layout, lambda position: LR, ADAM, moments_capacity=int(moments))
+        return partial(ring.push, 0, 0, self.weights.vector, self.moments)
+
     def predict(self, predictor: Predictor) -> Tensor:
-        """A candidate, as :class:`leapbench.propose.Proposer` has it built."""
+        """A candidate, built where :class:`leapbench.propose.Proposer` has it built."""
         return predictor.predict(replace(self.history, scratch=[self.scratch]), K)
 
-    def swap(self, predictor: Predictor, full: Tensor) -> None:
+    def swap(self, predictor: Predictor) -> None:
         """Everything of verification but the forward pass, for each candidate that the predictor wants verified."""
         for scale in predictor.scales:
-            candidate_loss(self.model, self.weights.layout, rescaled(full, self.history, scale), no_loss)
+            candidate_loss(self.model, self.weights.layout, rescaled(self.scratch, self.history, scale), no_loss)
 
 
 def no_loss(forward: Callable[..., Any]) -> float:
-    """A loss function that calls the model and is not interested."""
+    """A loss function that calls the model and asks for nothing."""
     forward()
     return 0.0
 
 
 def vectors_moved(predictor: Predictor, history: History) -> int:
-    """Vectors of N that a prediction must read or write."""
+    """Vectors of N that a prediction has to read or write."""
     coefficients = coefficients_of(predictor, history, K)
     if coefficients is not None:
         return sum(c != 0.0 for c in coefficients) + 1
-    # Moments: theta, m, v and the result. A clamp by norms: the snapshots once for the norms and once for the sum.
+    # Moments: theta, m, v, and the result. A clamp by norms: the snapshots once for the norms and again for the sum.
     return 4 if predictor.needs_moments else 2 * predictor.context + 1
 
 
-class StateDictWay:
-    """The usual way: the history is a list of state_dicts and a candidate is loaded into the model and out again.
-
-    Each equation is written as one writes it for one tensor. A tied tensor stands twice in a state_dict.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self.model, self.flat = subject.model, subject.history
-        first = {id(p): name for name, p in self.model.named_parameters()}
-        names = {key: first[id(p)] for key, p in self.model.state_dict(keep_vars=True).items()}
-
-        def state(vector: Tensor) -> dict[str, Tensor]:
-            views = subject.weights.layout.views(vector)
-            return {key: views[name] for key, name in names.items()}
-
-        self.history = [state(s.weights) for s in self.flat.snapshots]
-        assert self.flat.now.exp_avg is not None and self.flat.now.exp_avg_sq is not None
-        self.moments = state(self.flat.now.exp_avg), state(self.flat.now.exp_avg_sq)
-
-    def snapshot(self, moments: bool = False) -> list[dict[str, Tensor]]:
-        """Copies of the weights, and of both moments if wanted."""
-        states = [self.model.state_dict(), *(self.moments if moments else ())]
-        return [{key: tensor.clone() for key, tensor in state.items()} for state in states]
-
-    def verify(self, equation: Callable[..., Tensor], predictor: Predictor) -> None:
-        """Keep the live weights, load each candidate, and bring them back."""
-        (live,) = self.snapshot()
-        for scale in predictor.scales:
-            self.model.load_state_dict(self.predicted(equation, predictor, scale))
-            # The forward pass would be here.
-        self.model.load_state_dict(live)
-
-    def predicted(self, equation: Callable[..., Tensor], predictor: Predictor, scale: float = 1.0) -> dict[str, Tensor]:
-        """The candidate as a new state_dict."""
-        sources = self.history[-predictor.context :]
-        if predictor.needs_moments:
-            return {key: equation(theta, *(m[key] for m in self.moments), scale) for key, theta in sources[-1].items()}
-        return {key: equation(*(state[key] for state in sources)) for key in sources[-1]}
-
-    def equation(self, predictor: Predictor) -> Callable[..., Tensor] | None:
-        """One tensor's snapshots, oldest first, or (theta, m, v, scale) -> its prediction; None for an unknown method."""
-        coefficients, u = coefficients_of(predictor, self.flat, K), self.flat.now.updates
-        if coefficients is not None:
-            return lambda *xs: reduce(operator.add, (c * x for c, x in zip(coefficients, xs, strict=True) if c != 0.0))
-        if isinstance(predictor, Quadratic):
-            return _clamped
-        if isinstance(predictor, Momentum) and predictor.form == "paper":
-            return lambda theta, m, v, c: theta + c * K * m / (v.sqrt() + ADAM.eps)
-        if isinstance(predictor, Momentum) and predictor.form == "code":
-            return lambda theta, m, v, c: theta - c * K * LR * m / (v.sqrt() + 1e-8)
-        if isinstance(predictor, Momentum | MomentumDecay):
-            fading = ADAM.beta1 if isinstance(predictor, MomentumDecay) else 1.0
-            return partial(_adamw, u=u, lrs=K * LR, faded=sum(LR * fading**j for j in range(1, K + 1)))
-        return None
+# ---- the figures -----------------------------------------------------------------------------------------------------
 
 
-def _clamped(older: Tensor, old: Tensor, now: Tensor) -> Tensor:
-    s, d1, d2 = K / INTERVAL, now - old, now - 2 * old + older
-    velocity, acceleration = d1.norm(), d2.norm()
-    if acceleration > 0.5 * velocity:
-        d2 = d2 * (0.5 * velocity / acceleration)
-    return now + s * d1 + s * s / 2 * d2
-
-
-def _adamw(theta: Tensor, m: Tensor, v: Tensor, scale: float, u: int, lrs: float, faded: float) -> Tensor:
-    mhat, vhat = m / (1 - ADAM.beta1**u), v / (1 - ADAM.beta2**u)
-    return theta - scale * (faded * mhat / (vhat.sqrt() + ADAM.eps) + lrs * ADAM.weight_decay * theta)
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
-
-
-def measure(parameters: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """One row per predictor and form at one size, with times in ms and ratios.
+def measure(parameters: int, device: torch.device, repeats: int) -> Iterator[dict[str, Any]]:
+    """One row per predictor and form at one size, with megabytes moved, milliseconds and ratios.
 
     Args:
         parameters: about how many the model has.
@@ -246,56 +180,48 @@ def measure(parameters: int, device: torch.device, repeats: int) -> list[dict[st
     """
     methods = variants()
     subject = Subject(parameters, device, max(p.context for p in methods.values()))
-    usual, count = StateDictWay(subject), subject.weights.layout.size
+    usual, count = StateDictWay(subject.model, subject.history, K), subject.weights.layout.size
     rounds, batch = (repeats, 1) if count >= LARGE else (10 * repeats, 3)
-    rows = []
     with torch.no_grad():
-        snapshots = _snapshots(subject, usual, rounds, batch)
-        for (name, form), predictor in methods.items():
-            equation, full = usual.equation(predictor), subject.predict(predictor)
+        snapshots = {}
+        for moments in (False, True):
             measures: dict[str, Measure] = {
+                "snapshot_copy": subject.copy,
+                "snapshot": subject.snapshot(moments),
+                "snapshot_state_dict": partial(usual.snapshot, moments),
+            }
+            timings = interleaved(measures, rounds, device, batch)
+            snapshots[moments] = {key: fastest(found) for key, found in timings.items()}
+            del measures
+        for (name, form), predictor in methods.items():
+            measures = {
                 "copy": subject.copy,
                 "predict": partial(subject.predict, predictor),
-                "swap": partial(subject.swap, predictor, full),
+                "swap": partial(subject.swap, predictor),
             }
-            if equation is not None:
-                measures["state_dict"] = partial(usual.verify, equation, predictor)
-            timings = {key: fastest(found) for key, found in interleaved(measures, rounds, device, batch).items()}
-            timings |= snapshots[predictor.needs_moments]
-            vectors = {
-                "snapshot": 6 if predictor.needs_moments else 2,
-                "predict": vectors_moved(predictor, subject.history),
-            }
+            if equation := usual.equation(predictor):
+                measures["state_dict"] = partial(usual.verify, predictor, equation)
+            timings = interleaved(measures, rounds, device, batch)
+            best = snapshots[predictor.needs_moments] | {key: fastest(found) for key, found in timings.items()}
+            vectors = 6 if predictor.needs_moments else 2, vectors_moved(predictor, subject.history)
             row = {"parameters": count, "tensors": len(subject.weights.layout), "predictor": name, "form": form}
-            rows.append(row | {"rounds": rounds} | figures(timings, vectors, count, device))
-            gc.collect()
-    return rows
+            yield row | figures(best, *vectors, count, device) | {"rounds": rounds * batch}
 
 
-def _snapshots(subject: Subject, usual: StateDictWay, rounds: int, batch: int) -> dict[bool, dict[str, Timing]]:
-    """Timings of a snapshot without and with Adam's moments, ours, the state_dict way's, and of a copy beside them."""
-    found = {}
-    for moments in (False, True):
-        ring = Ring(1, 0, subject.weights.layout, lambda position: LR, ADAM, moments_capacity=int(moments))
-        measures: dict[str, Measure] = {
-            "snapshot_copy": subject.copy,
-            "snapshot": partial(ring.push, 0, 0, subject.weights.vector, subject.moments),
-            "snapshot_state_dict": partial(usual.snapshot, moments),
-        }
-        timings = interleaved(measures, rounds, subject.weights.vector.device, batch)
-        found[moments] = {key: fastest(values) for key, values in timings.items()}
-    return found
-
-
-def figures(timings: dict[str, Timing], vectors: dict[str, int], count: int, device: torch.device) -> dict[str, Any]:
-    """Megabytes, milliseconds, ratios and verdicts of one row; nothing where a measure is missing."""
-    row: dict[str, Any] = {f"{key}_ms": 1e3 * timing.on(device) for key, timing in timings.items()}
-    row |= {f"{key}_wall_ms": 1e3 * timing.wall for key, timing in timings.items()}
-    row |= {f"{key}_mb": 4e-6 * count * moved for key, moved in vectors.items()}
-    row["snapshot_x_copy"] = row["snapshot_ms"] / (row["snapshot_copy_ms"] * vectors["snapshot"] / 2)
-    row["predict_x_copy"] = row["predict_ms"] / (row["copy_ms"] * vectors["predict"] / 2)
-    row["predict_target_met"] = row["predict_x_copy"] <= PREDICT_AT_MOST
-    if "state_dict" in timings:
-        row["times_faster"] = row["state_dict_ms"] / (row["predict_ms"] + row["swap_ms"])
-        row["swap_target_met"] = row["times_faster"] >= SWAP_AT_LEAST
-    return row
+def figures(
+    timings: dict[str, Timing], snapshot_vectors: int, predict_vectors: int, count: int, device: torch.device
+) -> dict[str, Any]:
+    """Megabytes, milliseconds, ratios and verdicts of one row; what was not measured is left out."""
+    ms = {key: 1e3 * timing.on(device) for key, timing in timings.items()}
+    row: dict[str, Any] = {
+        "snapshot_mb": 4e-6 * count * snapshot_vectors,
+        "snapshot_x_copy": ms["snapshot"] / (ms["snapshot_copy"] * snapshot_vectors / 2),
+        "predict_mb": 4e-6 * count * predict_vectors,
+        "predict_x_copy": ms["predict"] / (ms["copy"] * predict_vectors / 2),
+    }
+    row["predict_verdict"] = "met" if row["predict_x_copy"] <= PREDICT_AT_MOST else "missed"
+    if "state_dict" in ms:
+        row["times_faster"] = ms["state_dict"] / (ms["predict"] + ms["swap"])
+        row["swap_verdict"] = "met" if row["times_faster"] >= SWAP_AT_LEAST else "missed"
+    row |= {f"{key}_ms": value for key, value in ms.items()}
+    return row | {f"{key}_wall_ms": 1e3 * timing.wall for key, timing in timings.items()}

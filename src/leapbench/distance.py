@@ -48,7 +48,7 @@ class DistanceToTruth:
         self.truth_norm = math.sqrt(max(_dot(self.truth, self.truth), 1e-300))
         for piece in chunks(self.truth.numel(), self.truth.device):
             base = history.now.weights[piece].float()
-            rows = torch.stack([v[piece].float() - base for v in (*older, self.truth)])
+            rows = torch.stack([v[piece].float() for v in (*older, self.truth)]).sub_(base)
             gram += (rows @ rows.T).double().cpu()
         self.gram = gram
 
@@ -57,10 +57,7 @@ class DistanceToTruth:
         coefficients = coefficients_of(predictor, self.history, K)
         true_sq = float(self.gram[-1, -1])
         if coefficients is None:
-            base = self.history.now.weights.float()
-            moved = predictor.predict(self.history, K) - base
-            moved_sq = _dot(moved, moved)
-            inner = _dot(moved, self.truth - base)
+            moved_sq, inner = self._measured(predictor.predict(self.history, K))
         else:
             weights = torch.zeros(len(self.gram), dtype=torch.float64)
             older = torch.tensor(coefficients[:-1], dtype=torch.float64)
@@ -69,12 +66,22 @@ class DistanceToTruth:
             inner = float(weights @ self.gram[:, -1])
         moved_sq, inner = scale**2 * moved_sq, scale * inner
         error = math.sqrt(max(moved_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(moved_sq) else math.nan
-        both = math.sqrt(moved_sq * true_sq) if math.isfinite(moved_sq) else 0.0
+        both = math.sqrt(max(moved_sq * true_sq, 0.0)) if math.isfinite(moved_sq) else 0.0
         return Distance(
             rel_l2_to_true=error / self.truth_norm if math.isfinite(error) else None,
             rel_l2_now_to_true=math.sqrt(true_sq) / self.truth_norm,
             cosine=inner / both if both > 0 else None,
         )
+
+    def _measured(self, candidate: Tensor) -> tuple[float, float]:
+        """Square of the predicted displacement, and its inner product with the true one."""
+        moved_sq = inner = 0.0
+        for piece in chunks(candidate.numel(), candidate.device):
+            base = self.history.now.weights[piece].float()
+            moved, truth = candidate[piece] - base, self.truth[piece].float() - base
+            moved_sq += float(moved.dot(moved))
+            inner += float(moved.dot(truth))
+        return moved_sq, inner
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

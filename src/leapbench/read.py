@@ -29,7 +29,7 @@ _COLUMNS = {
     REGIMES: "step protocol similarity regime confirmed tau_low tau_high underflow_share",
     PROPOSALS: "step protocol predictor K regime confirmed loss_now_nats loss_pred_nats loss_true_nats rel_l2_to_true "
     "rel_l2_now_to_true cosine predict_s verify_s adopted status scale",
-    CASCADE: "step protocol predictor depth K link loss_nats loss_true_nats rel_l2_drift status",
+    CASCADE: "step protocol predictor depth K link loss_nats loss_now_nats rel_l2_drift status",
     LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature",
 }
 _KEYS = {

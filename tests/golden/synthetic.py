@@ -145,7 +145,7 @@ def _records(rng: np.random.Generator, science: dict, names: list[str], seed: in
                             _proposal(rng, protocol, name, step, K, interval, regime, confirmed, at, steps)
                         )
                 if confirmed and science["cascade"]["enabled"] and protocol != "code":
-                    cascades += _chain(rng, science["cascade"]["chains"], protocol, name, step, at[step], steps)
+                    cascades += _chain(rng, science["cascade"]["chains"], protocol, name, step, at[step])
                 if science["landscape"]["enabled"] and i % 2:
                     slope, bend = rng.normal(-0.03, 0.01), rng.uniform(0.02, 0.06) * SKILL.get(name, (0, 0, 1))[2]
                     for f in science["landscape"]["fractions"]:
@@ -186,18 +186,18 @@ def _proposal(rng, protocol, name, step, K, interval, regime, confirmed, at, ste
     }  # fmt: skip
 
 
-def _chain(rng, chains, protocol, name, step, now, steps) -> list[dict]:
+def _chain(rng, chains, protocol, name, step, now) -> list[dict]:
     rows = []
     for depth, K in chains:
         loss, drift = now, 0.0
         for link in range(1, depth + 1):
             loss *= 1 + 0.02 * link * rng.uniform(0.2, 1.5) * (name != "persistence")
             drift += 0.01 * (name != "persistence")
-            true = _round(now * 0.99**link) if step + link * K <= steps else None
             rows.append(
                 {
                     "step": step, "protocol": protocol, "predictor": name, "depth": depth, "K": K, "link": link,
-                    "loss_nats": _round(loss), "loss_true_nats": true, "rel_l2_drift": _round(drift), "status": "ok",
+                    "loss_nats": _round(loss), "loss_now_nats": _round(now), "rel_l2_drift": _round(drift),
+                    "status": "ok",
                 }
             )  # fmt: skip
     return rows

@@ -38,11 +38,10 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of equal panels with shared axes; `width` and `height` of one panel in inches."""
-    return plt.subplots(
-        rows, columns, figsize=(max(6.4, width * columns), height * rows + 1.1), sharex=True, sharey=True, squeeze=False
-    )
+def grid(rows: int, columns: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
+    """A figure of equal panels; `width` and `height` of one panel in inches. x is shared, y unless told otherwise."""
+    size = (max(6.4, width * columns), height * rows + 1.1)
+    return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=sharey, squeeze=False)
 
 
 def protocols_of(frame: pd.DataFrame) -> list[str]:

@@ -38,6 +38,7 @@ class Table:
         show: columns of a plain table.
         percent: numbers are percentages, rounded to one decimal.
         compact: the value of `regime` the console shows.
+        compact_predictors: the predictors the console shows; empty = all.
         per_seed: a second csv, one row per seed.
     """
 
@@ -52,6 +53,7 @@ class Table:
     show: list[str] = field(default_factory=list)
     percent: bool = False
     compact: str | None = None
+    compact_predictors: tuple[str, ...] = ()
     per_seed: pd.DataFrame | None = None
 
 

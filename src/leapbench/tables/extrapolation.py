@@ -85,31 +85,41 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     show += ["ci_high", "n_seeds", "n_proposals", "ratio_median", "nonfinite_pct", "underflow_pct", "published_ratio"]
     return Table(
         "momentum_catastrophe", "The momentum catastrophe", frame[columns], header, f"{len(frame)} rows",
-        sections=WORKLOAD, show=[*show, "published_model"], compact=CALM,
+        sections=WORKLOAD, show=[*show, "published_model"], compact=CALM, compact_predictors=MOMENTUM[:1],
     )  # fmt: skip
 
 
 def cascade(suite: Suite) -> Table:
     """Loss and drift along chains of predictions, per link."""
     key = [*WORKLOAD, "protocol", "predictor", "depth", "K", "link"]
-    rows = suite.cascade.assign(
-        excess=suite.cascade["loss_nats"] - suite.cascade["loss_true_nats"],
-        nonfinite=100.0 * suite.cascade["loss_nats"].isna(),
-    )
+    reached = suite.cascade["step"] + suite.cascade["link"] * suite.cascade["K"]
+    rows = suite.cascade.assign(reached=reached).merge(_true_losses(suite), on=["run_id", "reached"], how="left")
+    rows["excess"] = rows["loss_nats"] - rows["loss_true_nats"]
+    rows["nonfinite"] = 100.0 * rows["loss_nats"].isna()
     by_seed = rows.groupby([*key, "seed"], sort=False).agg(
-        loss_nats=("loss_nats", "mean"), loss_true_nats=("loss_true_nats", "mean"), excess_nats=("excess", "mean"),
+        loss_nats=("loss_nats", "mean"), loss_now_nats=("loss_now_nats", "mean"),
+        loss_true_nats=("loss_true_nats", "mean"), excess_nats=("excess", "mean"),
         rel_l2_drift=("rel_l2_drift", "mean"), nonfinite_pct=("nonfinite", "mean"),
     ).reset_index()  # fmt: skip
-    extra = ["loss_true_nats", "excess_nats", "rel_l2_drift", "nonfinite_pct"]
+    extra = ["loss_now_nats", "loss_true_nats", "excess_nats", "rel_l2_drift", "nonfinite_pct"]
     frame = _described(rows, by_seed, key, "loss_nats", extra, _asked_chains(suite, key))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
         "Loss in nats after each link of a chain of depth predictions of K steps, from confirmed-stable checkpoints; "
-        "mean, std and interval of the seeds' means; loss_true and the excess over it where the link ends within the "
-        f"run; {seeds_counted(suite)}; {stats.INTERVAL}."
+        "mean, std and interval of the seeds' means; loss_true and the excess over it where training measured the loss "
+        f"at the step that the link aims at; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
     return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show)
+
+
+def _true_losses(suite: Suite) -> pd.DataFrame:
+    """run_id, reached (step) -> loss_true_nats: the verification loss wherever the training's own was taken."""
+    proposals = suite.proposals.assign(reached=suite.proposals["step"] + suite.proposals["K"])
+    evals = suite.evals[suite.evals["split"] == "verification"]
+    evals = evals.rename(columns={"step": "reached", "loss_nats": "loss_true_nats"})
+    columns = ["run_id", "reached", "loss_true_nats"]
+    return pd.concat([proposals[columns], evals[columns]]).drop_duplicates(columns[:2])
 
 
 def landscape(suite: Suite) -> Table:

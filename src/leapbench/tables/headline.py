@@ -25,8 +25,9 @@ def headline(folder: Path, commit: str) -> str:
     seeds = int(first["n_seeds"])
     across = [f"K = {K}" for K in HORIZONS]
     lines = [
-        f"Runs of commit `{commit[:12]}`: {first['model']} on {first['dataset']}, {first['optimizer']} lr {first['lr']:g}, "
-        f"{seeds} seeds, mean and 95 % bootstrap interval over seeds; every checkpoint, all regimes, protocol `exact`.",
+        f"Runs of commit `{commit[:12]}`: {first['model']} on {first['dataset']}, {first['optimizer']} "
+        f"lr {first['lr']:g}, {seeds} seeds, mean and 95 % bootstrap interval over seeds; every checkpoint, all "
+        "regimes, protocol `exact`.",
         "",
         _row(["predictor", *(f"better than staying, {k} [%]" for k in across), *(f"distance, {k}" for k in across)]),
         _row([":--", *["--:"] * 6]),
@@ -39,9 +40,9 @@ def headline(folder: Path, commit: str) -> str:
         lines.append(_row([f"`{name}`", *cells, *(f"{own.loc[K, 'distance_ratio']:.2f}" for K in HORIZONS)]))
     lines += [
         "",
-        "*Better than staying*: the candidate's held-out loss is below the current one (rule `strict`). *Distance*: median "
-        "of the candidate's distance to the weights really reached K steps later, over that of the current weights; below "
-        "1 the prediction is closer than no prediction.",
+        "*Better than staying*: the candidate's held-out loss is below the current one (rule `strict`). *Distance*: "
+        "median of the candidate's distance to the weights really reached K steps later, over that of the current "
+        "weights; below 1 the prediction is closer than no prediction.",
         "",
         "The published momentum catastrophe, loss of the predicted weights over the current loss, on one trajectory:",
         "",

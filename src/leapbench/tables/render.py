@@ -43,9 +43,11 @@ def latex(table: Table, suite: str, bodies: Bodies) -> str:
 
 
 def console(table: Table, compact: bool) -> str:
-    """The table for a terminal; compact keeps one regime and leaves the intervals out."""
+    """The table for a terminal; compact keeps one regime and the predictors it is about, without the intervals."""
     if compact and table.compact is not None:
         table = replace(table, frame=table.frame[table.frame["regime"] == table.compact])
+    if compact and table.compact_predictors:
+        table = replace(table, frame=table.frame[table.frame["predictor"].isin(table.compact_predictors)])
     lines = []
     for name, body in sections(table, brief=compact):
         lines += [f"  {name}" + (f", regime {table.compact}" if compact and table.compact else "")]

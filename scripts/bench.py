@@ -1,0 +1,91 @@
+"""Measure snapshots, predictions and swaps: python scripts/bench.py [--sizes 1M,100M] [--floor]."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from leapbench import bench, bench_floor, bench_report
+from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.resolve import resolve
+from leapbench.run import pick_device
+
+UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
+OBSERVED = ("predictor=[linear,quadratic]", "K=[5,10,25,50,75,100]")
+
+
+def size(text: str) -> int:
+    number = float(text[:-1]) * UNITS[text[-1]] if text[-1:] in UNITS else float(text)
+    if number < 1:
+        raise ValueError
+    return int(number)
+
+
+def sizes(text: str) -> list[int]:
+    try:
+        return [size(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list of sizes, as in 1M,100M") from None
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--sizes", type=sizes, default="1M,100M", help="parameters of the models (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--repeats", type=positive, default=9, help="rounds; ten times as many for small models")
+    parser.add_argument("--out", type=Path, default=Path("results/tables"), help="where the tables go")
+    parser.add_argument("--floor", action="store_true", help="also time observing against its floor (minutes)")
+    parser.add_argument("--steps", type=positive, default=400, help="training steps of --floor")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of --floor")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    torch.set_num_threads(1)
+    print(bench_report.machine(device))
+    tables = []
+    for parameters in args.sizes:
+        rows = []
+        for row in bench.measure(parameters, device, args.repeats):
+            rows.append(row)
+            print(f"  {row['parameters']:,} parameters: {row['predictor']} {row['form']}", file=sys.stderr)
+        tables.append(rows)
+        print(
+            f"\n{rows[0]['parameters']:,} parameters, {rows[0]['rounds']} rounds", bench_report.console(rows), sep="\n"
+        )
+        print(*bench_report.verdicts(rows), sep="\n")
+    written = bench_report.write(tables, device, args.out)
+    if args.floor:
+        written += measure_floor(args, device)
+    print(f"\nwrote {', '.join(str(path) for path in written)}")
+    return 0
+
+
+def measure_floor(args: argparse.Namespace, device: torch.device) -> list[Path]:
+    baseline, observed = configured(args, "predictor=none"), configured(args, *OBSERVED)
+    floor = bench_floor.measure(baseline, observed, args.rounds)
+    setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={args.steps}, {args.rounds} rounds."
+    print(f"\n{setting}", bench_report.floor_console(floor), sep="\n")
+    return bench_report.write_floor(floor, setting, device, args.out)
+
+
+def configured(args: argparse.Namespace, *overrides: str) -> RunConfig:
+    common = (f"train.steps={args.steps}", f"device={args.device}", "progress=false", "checkpoint.every_s=null")
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return resolve(compose("config", [*common, *overrides]))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -26,7 +26,7 @@ demo: setup
 		echo "$$kind:"; find results/$$kind/demo -type f 2>/dev/null | sort | sed 's/^/  /'; done
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

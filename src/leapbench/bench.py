@@ -96,7 +96,7 @@ class Bodiless(nn.Module):
 
 def gpt2_like(parameters: int) -> nn.Module:
     """A GPT-2 of about this many parameters: with GPT-2's vocabulary if it is large, gpt2_nano's bytes if small."""
-    vocabulary, positions = (50_257, 1024) if parameters >= 5 * LARGE else (256, 64)
+    vocabulary, positions = (50_257, 1024) if parameters >= 50_000_000 else (256, 64)
     width = next((w for w in (768, 512, 384, 256, 128, 64) if 55 * w * w <= parameters), 32)
     layers = max(1, round((parameters - (vocabulary + positions) * width) / (12 * width * width + 13 * width)))
     config = {"n_embd": width, "n_layer": layers, "n_head": width // 32, "n_positions": positions}

@@ -20,19 +20,19 @@ SHOWN = {
     "swap_ms": "swap ms", "state_dict_ms": "state_dict ms", "times_faster": "times faster",
 }  # fmt: skip
 NOTES = f"""
-All figures are minima over `rounds` calls. On a CPU milliseconds are processor time of the one thread (what the wall
-shows on an idle machine); the csv has the wall clock's too. Every measure of a row is taken in turn with the others.
+All figures are minima over the rounds. On a CPU milliseconds are processor time of the one thread (what the wall shows
+on an idle machine); the csv has the wall clock's too. The measures of a row are taken in turn.
 
 - **copy**: one vector of all weights copied into another, 8 bytes a parameter.
 - **snapshot**: into a full ring, with Adam's moments where the predictor reads them.
-- **predict**: a candidate K={K} steps ahead from snapshots {INTERVAL} steps apart, in the proposer's scratch vector. MB are what the
-  method has to read and write; *x copy* is its time over the time a copy takes for as many bytes. `quadratic` in
-  form `code` reads the snapshots twice, once for its norms.
+- **predict**: a candidate K={K} steps ahead from snapshots {INTERVAL} steps apart, built in a vector that is there
+  already. MB are what the method has to read and write; *x copy* is its time over the time a copy takes for as many
+  bytes. `quadratic` in form `code` reads the snapshots twice, once for its norms.
 - **swap**: all of verification but the forward pass (views, `functional_call`), on the same model with an empty forward
   pass. `momentum` in form `code` verifies three candidates and rescales two of them.
 - **state_dict**: clone the state_dict, predict tensor by tensor into a new one, load it, load the old one back, with
-  fresh memory each time as in practice. GPT-2's tied embedding stands twice in a state_dict. *times faster* is this
-  over predict + swap.
+  fresh memory each time as in practice. A tied embedding stands twice in a state_dict. *times faster* is this over
+  predict + swap.
 """
 
 
@@ -46,6 +46,12 @@ def machine(device: torch.device) -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread, torch {torch.__version__}"
 
 
+def title(rows: list[dict[str, Any]]) -> str:
+    """What one size is, and how often it was measured."""
+    first = rows[0]
+    return f"{first['parameters']:,} parameters in {first['tensors']} tensors, {first['rounds']} rounds"
+
+
 def console(rows: list[dict[str, Any]]) -> str:
     """The table of one size."""
     return _body(rows).to_string(index=False)
@@ -54,13 +60,13 @@ def console(rows: list[dict[str, Any]]) -> str:
 def verdicts(rows: list[dict[str, Any]]) -> list[str]:
     """One line per target: how many rows meet it, and which do not."""
     lines = []
-    for title, key, figure in (
+    for target, key, figure in (
         (f"predict at most {PREDICT_AT_MOST}x of its bytes at copy speed", "predict_verdict", "predict_x_copy"),
         (f"predict + swap at least {SWAP_AT_LEAST:g}x faster than the state_dict way", "swap_verdict", "times_faster"),
     ):
         judged = [row for row in rows if key in row]
         missed = [f"{_name(row)} {row[figure]:.2f}" for row in judged if row[key] == "missed"]
-        line = f"{title}: met by {len(judged) - len(missed)} of {len(judged)}"
+        line = f"{target}: met by {len(judged) - len(missed)} of {len(judged)}"
         lines.append(line + (f"; missed by {', '.join(missed)}" if missed else ""))
     return lines
 
@@ -69,9 +75,7 @@ def write(sizes: list[list[dict[str, Any]]], device: torch.device, folder: Path)
     """bench.csv and bench.md; one list of rows per size."""
     parts = ["# Cost of snapshots, predictions and swaps", "", f"{machine(device)}.", NOTES]
     for rows in sizes:
-        first = rows[0]
-        title = f"{first['parameters']:,} parameters in {first['tensors']} tensors, {first['rounds']} rounds"
-        parts += [f"## {title}", "", _body(rows).to_markdown(index=False, disable_numparse=True), ""]
+        parts += [f"## {title(rows)}", "", _body(rows).to_markdown(index=False, disable_numparse=True), ""]
         parts += [*(f"- {line}" for line in verdicts(rows)), ""]
     frame = pd.DataFrame([row for rows in sizes for row in rows])
     return _files(folder, "bench", frame.assign(machine=machine(device)), parts)

@@ -60,13 +60,12 @@ class Quadratic(LinearInHistory):
     def _clamped(self, history: History, K: int) -> Tensor:
         s = K / spacing(history.steps)
         out = history.empty_vector()
-        for entry in history.layout:
-            place = slice(entry.offset, entry.offset + entry.size)
-            tensors = [snapshot.weights[place] for snapshot in history.snapshots]
+        vectors, sizes = [*(snapshot.weights for snapshot in history.snapshots), out], [e.size for e in history.layout]
+        for *tensors, part in zip(*(vector.split(sizes) for vector in vectors), strict=True):
             velocity, acceleration = norms(*tensors)
             shrink = min(1.0, 0.5 * velocity / acceleration) if acceleration > 0 else 1.0
             q = shrink * s * s / 2
-            combine(tensors, [q, -s - 2 * q, 1.0 + s + q], out[place])
+            combine(tensors, [q, -s - 2 * q, 1.0 + s + q], part)
         return out
 
 

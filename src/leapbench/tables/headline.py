@@ -52,11 +52,11 @@ def headline(folder: Path, commit: str) -> str:
     rows = momentum[(momentum["regime"] == "all") & (momentum["predictor"] == "momentum")]
     for protocol in rows["protocol"].drop_duplicates():
         own = rows[rows["protocol"] == protocol].set_index("K")
-        cells = [_ratio(own.loc[K, "ratio_of_means"]) for K in HORIZONS]
+        cells = [_ratio(value) for value in own.loc[list(HORIZONS), "ratio_of_means"]]
         lines.append(_row([f"`{protocol}`", *cells, f"{own.loc[HORIZONS[0], 'underflow_pct']:.0f}"]))
     cited = momentum.dropna(subset=["published_ratio"]).drop_duplicates("K").set_index("K")
     who = cited["published_source"].iloc[0]
-    cells = [_ratio(cited.loc[K, "published_ratio"]) for K in HORIZONS]
+    cells = [_ratio(value) for value in cited.loc[list(HORIZONS), "published_ratio"]]
     lines.append(_row([f"published, {cited['published_model'].iloc[0]} ({who})", *cells, ""]))
     return "\n".join(lines)
 

@@ -1,0 +1,157 @@
+"""make bench: what it measures is what it says, at sizes where that takes no time."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from leapbench import bench, bench_floor, bench_report
+from leapbench.bench_usual import StateDictWay
+from leapbench.workload import Workload
+
+CPU = torch.device("cpu")
+PROJECT = Path(__file__).resolve().parents[1]
+VARIANTS = bench.variants()
+
+
+@pytest.fixture(scope="module")
+def subject():
+    torch.manual_seed(0)
+    return bench.Subject(20_000, CPU, context=5)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "LARGE", 1)  # one call of each measure is enough
+        return list(bench.measure(20_000, CPU, repeats=1))
+
+
+def test_every_predictor_is_measured_in_every_form():
+    files = {path.stem for path in (PROJECT / "conf/predictor").glob("*.yaml")} - {"none"}
+    assert {name for name, _ in VARIANTS} == files
+    for name in ("quadratic", "momentum"):
+        assert {form for n, form in VARIANTS if n == name} == {"exact", "paper", "code"}
+
+
+@pytest.mark.parametrize("size", [1_000_000, 100_000_000])
+def test_models_have_the_size_asked_for(size):
+    with torch.device("meta"):
+        model = bench.gpt2_like(size)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("name", VARIANTS, ids="-".join)
+def test_both_ways_predict_the_same(subject, name):
+    predictor, usual = VARIANTS[name], StateDictWay(subject.model, subject.history, bench.K)
+    equation = usual.equation(predictor)
+    assert equation is not None
+    ours = subject.weights.layout.views(subject.predict(predictor))
+    theirs = usual.predict(predictor, equation)
+    assert set(ours) < set(theirs) and len(theirs) == len(ours) + 1  # the tied embedding
+    for key, view in ours.items():
+        torch.testing.assert_close(theirs[key], view, rtol=1e-4, atol=2e-6)
+
+
+def test_a_method_that_nobody_wrote_in_the_usual_way_is_measured_alone(subject):
+    class Novel:
+        context, needs_moments, scales = 2, False, (1.0,)
+
+    assert StateDictWay(subject.model, subject.history, bench.K).equation(Novel()) is None
+    timings = dict.fromkeys(("snapshot", "snapshot_copy", "copy", "predict", "swap"), bench.Timing(1.0, 1.0))
+    row = bench.figures(timings, 2, bench.vectors_moved(Novel(), subject.history), 10, CPU)
+    assert "times_faster" not in row and row["predict_mb"] == pytest.approx(5 * 40e-6)
+
+
+def test_nothing_changes_the_live_weights(subject):
+    before = subject.weights.vector.clone()
+    usual = StateDictWay(subject.model, subject.history, bench.K)
+    for predictor in VARIANTS.values():
+        subject.predict(predictor)
+        subject.swap(predictor)
+        usual.verify(predictor, usual.equation(predictor))
+    assert torch.equal(subject.weights.vector, before)
+
+
+def test_measures_take_turns():
+    calls = []
+    timings = bench.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU, batch=2)
+    assert "".join(calls) == "aabb" * 3
+    assert {name: len(found) for name, found in timings.items()} == {"a": 4, "b": 4}
+    assert bench.fastest([bench.Timing(3.0, 1.0), bench.Timing(2.0, 4.0)]) == bench.Timing(2.0, 1.0)
+
+
+def test_ratios_and_verdicts():
+    ms = {"snapshot": 4, "snapshot_copy": 2, "copy": 2, "predict": 6, "swap": 4, "state_dict": 90}
+    timings = {name: bench.Timing(wall=1.0, cpu=value / 1e3) for name, value in ms.items()}
+    row = bench.figures(timings, snapshot_vectors=6, predict_vectors=4, count=1_000_000, device=CPU)
+    assert row["snapshot_mb"] == 24 and row["predict_mb"] == 16
+    assert row["snapshot_x_copy"] == pytest.approx(4 / 6)
+    assert row["predict_x_copy"] == pytest.approx(1.5) and row["predict_verdict"] == "met"
+    assert row["times_faster"] == pytest.approx(9.0) and row["swap_verdict"] == "met"
+    assert row["predict_ms"] == pytest.approx(6) and row["predict_wall_ms"] == 1000
+    slow = {**timings, "predict": bench.Timing(1.0, 0.0081)}
+    row = bench.figures(slow, 6, 4, 1_000_000, CPU)
+    assert (row["predict_verdict"], row["swap_verdict"]) == ("missed", "missed")
+
+
+def test_tables(rows, tmp_path):
+    assert len(rows) == len(VARIANTS)
+    table, page = bench_report.write([rows, rows], CPU, tmp_path / "tables")
+    frame = pd.read_csv(table)
+    assert len(frame) == 2 * len(rows)
+    assert (frame[["copy_ms", "predict_ms", "swap_ms", "state_dict_ms", "snapshot_ms"]] > 0).all(axis=None)
+    text = page.read_text()
+    assert torch.__version__ in text and text.count("\n## ") == 2
+    assert not re.search(r"20\d\d-\d\d|nan", text)
+    for line in bench_report.verdicts(rows):
+        assert f"- {line}" in text and f"of {len(rows)}" in line
+
+
+def test_floor(tiny, tmp_path):
+    few = "train.steps=20", "train.interval=5", "K=[2,5]"
+    baseline, observed = tiny("predictor=none", *few), tiny("predictor=[linear]", *few)
+    passes = {name: getattr(Workload, name) for name in bench_floor.PASSES}
+    floor = bench_floor.measure(baseline, observed, rounds=1)
+    assert passes == {name: getattr(Workload, name) for name in passes}
+    assert not (tmp_path / "raw").exists()
+    parts = {row["part"]: row for row in floor.parts}
+    # Four checkpoints; the truths of K=2 at steps 7, 12 and 17; linear at steps 10 and 15 with two K each.
+    assert parts["4"]["passes"] == parts["4'"]["passes"] + 4
+    assert parts["4'"]["passes"] == 3 + 4
+    assert parts["5"]["passes"] == 4 + 1
+    assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 for row in floor.parts)
+    assert [row["at_most"] for row in floor.ratios] == [1.05, 1.05, None]
+    both = parts["1"]["cpu_s"] + parts["4"]["cpu_s"]
+    assert floor.ratios[0]["cpu"] == pytest.approx(parts["3"]["cpu_s"] / both)
+    assert floor.laps["train"] > 0
+    assert "3 / (1 + 4)" in bench_report.floor_console(floor)
+    table, page = bench_report.write_floor(floor, "a tiny run", CPU, tmp_path)
+    assert "a tiny run" in page.read_text() and "nan" not in page.read_text()
+    assert len(pd.read_csv(table)) == len(floor.parts) + len(floor.ratios)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("sizes", "1X"), ("sizes", "0"), ("repeats", "0"), ("device", "tpu")])
+def test_mistakes_are_one_line(flag, value, tmp_path, monkeypatch, capsys):
+    assert command(monkeypatch, f"--{flag}", value, "--out", str(tmp_path / "out")) == 2
+    assert value in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda *arguments: iter(rows))
+    assert command(monkeypatch, "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "times faster" in out and f"wrote {tmp_path / 'bench.csv'}" in out
+
+
+def command(monkeypatch, *arguments):
+    """The exit status of `python scripts/bench.py arguments`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(PROJECT / "scripts/bench.py"), run_name="__main__")
+    return end.value.code

@@ -53,6 +53,17 @@ def persistence(thetas: list[Array], steps: list[int], K: int) -> Array:
     return thetas[-1]
 
 
+def dmd(snapshots: Array, tau: float, rank: int) -> Array:
+    """All weights at once: `snapshots` (N, h), tau intervals ahead, with exactly `rank` modes."""
+    X, Y, a = snapshots[:, :-1], snapshots[:, 1:], snapshots[:, -1]
+    U, S, Vt = np.linalg.svd(X, full_matrices=False)
+    U, S, V = U[:, :rank], S[:rank], Vt[:rank].T
+    eigenvalues, Q = np.linalg.eig(U.T @ Y @ V @ np.diag(1 / S))
+    modes = U @ Q
+    change = np.diag(eigenvalues.astype(complex) ** tau) - np.eye(rank)
+    return a + (modes @ change @ np.linalg.pinv(modes) @ a).real
+
+
 def momentum_exact(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: Adam) -> Array:
     mhat, vhat = m / (1 - adam.beta1**t), v / (1 - adam.beta2**t)
     total = np.zeros_like(theta)

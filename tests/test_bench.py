@@ -17,6 +17,9 @@ CPU = torch.device("cpu")
 PROJECT = Path(__file__).resolve().parents[1]
 VARIANTS = bench.variants()
 
+# What somebody has written tensor by tensor; a new predictor is measured without that comparison.
+USUAL = {"persistence", "average", "linear", "quadratic", "trend", "momentum", "momentum_decay"}
+
 
 @pytest.fixture(scope="module")
 def subject():
@@ -45,7 +48,7 @@ def test_models_have_the_size_asked_for(size):
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.05)
 
 
-@pytest.mark.parametrize("name", VARIANTS, ids="-".join)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name[0] in USUAL], ids="-".join)
 def test_both_ways_predict_the_same(subject, name):
     predictor, usual = VARIANTS[name], StateDictWay(subject.model, subject.history, bench.K)
     equation = usual.equation(predictor)
@@ -73,7 +76,9 @@ def test_nothing_changes_the_live_weights(subject):
     for predictor in VARIANTS.values():
         subject.predict(predictor)
         subject.swap(predictor)
-        usual.verify(predictor, usual.equation(predictor))
+        equation = usual.equation(predictor)
+        if equation is not None:
+            usual.verify(predictor, equation)
     assert torch.equal(subject.weights.vector, before)
 
 
@@ -104,12 +109,14 @@ def test_tables(rows, tmp_path):
     table, page = bench_report.write([rows, rows], CPU, tmp_path / "tables")
     frame = pd.read_csv(table)
     assert len(frame) == 2 * len(rows)
-    assert (frame[["copy_ms", "predict_ms", "swap_ms", "state_dict_ms", "snapshot_ms"]] > 0).all(axis=None)
+    assert (frame[["copy_ms", "predict_ms", "swap_ms", "snapshot_ms"]] > 0).all(axis=None)
+    assert (frame["state_dict_ms"] > 0).eq(frame["predictor"].isin(USUAL)).all()
     text = page.read_text()
     assert torch.__version__ in text and text.count("\n## ") == 2
     assert not re.search(r"20\d\d-\d\d|nan", text)
-    for line in bench_report.verdicts(rows):
-        assert f"- {line}" in text and f"of {len(rows)}" in line
+    usual = sum(row["predictor"] in USUAL for row in rows)
+    for line, measured in zip(bench_report.verdicts(rows), (len(rows), usual), strict=True):
+        assert f"- {line}" in text and f"of {measured}" in line
 
 
 def test_floor(tiny, tmp_path):

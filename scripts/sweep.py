@@ -3,6 +3,9 @@
 A sweep file holds `title`, `published` (where the paper prints the table), `table` (our tables it feeds), `suite`,
 `overrides` and `axes`. With `commands`, each entry is a command line of its own: its overrides are added to the
 file's, its axes and its suite replace the file's.
+
+All command lines are resolved before the first one runs. While they run, a line on stderr says how many runs have
+ended and how long the rest will take; a command line whose runs have all ended is passed over.
 """
 
 from __future__ import annotations
@@ -12,13 +15,25 @@ import difflib
 import shlex
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from leapbench.progress import PlannedRun, Progress, duration
+
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS_FAILED = 1
+INTERRUPTED = 130
+# Seconds between two looks at the run folders, and between two progress lines where they cannot overwrite each other.
+LOOK_S, LINE_S = 2.0, 60.0
+# Command lines that are resolved at a time.
+PLANNERS = 2
 
 
 def commands(name: str, extra: list[str], folder: Path = PROJECT / "sweeps") -> list[list[str]]:
@@ -43,6 +58,122 @@ def _command(spec: dict[str, Any], own: dict[str, Any], extra: list[str]) -> lis
     return ["train.py", "-m", f"suite={own.get('suite', spec.get('suite'))}", *overrides, *swept, *extra]
 
 
+class PlanError(Exception):
+    """A command line that does not resolve: what train.py wrote to stderr, and its exit status."""
+
+
+def plan(line: list[str], cwd: Path = PROJECT) -> list[PlannedRun]:
+    """The runs of one command line.
+
+    Raises:
+        PlanError: it does not resolve.
+    """
+    command = [sys.executable, *line, "hydra.sweeper.dry_run=true"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise PlanError(done.stderr.strip(), done.returncode)
+    runs = [PlannedRun.parse(row) for row in done.stdout.splitlines() if row.startswith("{")]
+    return [replace(run, folder=cwd / run.folder) for run in runs]
+
+
+class Screen:
+    """Passes on what a command prints and keeps one progress line below it; safe between threads."""
+
+    def __init__(self, err: IO[str], out: IO[str]) -> None:
+        self.err, self.out = err, out
+        self.rewrites = err.isatty()
+        self.lock = threading.Lock()
+        self.shown, self.shown_at = "", -LINE_S
+
+    def progress(self, line: str, now: float) -> None:
+        """Replace the progress line; where that is impossible, print it at most once in LINE_S seconds."""
+        with self.lock:
+            if self.rewrites:
+                self.err.write(f"\r\033[K{line}")
+            elif line != self.shown and now - self.shown_at >= LINE_S:
+                self.err.write(f"{line}\n")
+                self.shown_at = now
+            else:
+                return
+            self.shown = line
+            self.err.flush()
+
+    def forward(self, source: IO[str], target: IO[str]) -> None:
+        """Copy the lines of `source` to `target` until it ends."""
+        for line in source:
+            self.write(line, target)
+
+    def write(self, line: str, target: IO[str]) -> None:
+        """Print one line above the progress line."""
+        with self.lock:
+            if self.rewrites:
+                self.err.write("\r\033[K")
+                self.err.flush()
+            target.write(line)
+            target.flush()
+            if self.rewrites:
+                self.err.write(self.shown)
+                self.err.flush()
+
+
+def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path = PROJECT) -> int:
+    """Run one command line to its end, calling `tick` every LOOK_S seconds; its exit status."""
+    # Progress bars of single runs would write over the sweep's line; what follows -- may ask for them again.
+    command = [sys.executable, *line[:2], "progress=false", *line[2:]]
+    child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout and child.stderr
+    pumps = [
+        threading.Thread(target=screen.forward, args=streams, daemon=True)
+        for streams in ((child.stdout, screen.out), (child.stderr, screen.err))
+    ]
+    for pump in pumps:
+        pump.start()
+    try:
+        while True:
+            try:
+                status = child.wait(LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
+    except KeyboardInterrupt:  # the terminal has interrupted the command too; let it end its runs
+        child.wait()
+        status = INTERRUPTED
+    for pump in pumps:
+        pump.join(LOOK_S)
+    return status
+
+
+def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) -> int:
+    """Plan all command lines, then run those that have something left to do; the worst exit status.
+
+    Raises:
+        PlanError: one of them does not resolve; nothing has been run.
+    """
+    with ThreadPoolExecutor(PLANNERS) as pool:
+        plans = list(pool.map(lambda line: plan(line, cwd), lines))
+    progress = Progress(name, (run for planned in plans for run in planned))
+    worst = 0
+
+    def tick() -> None:
+        progress.look()
+        screen.progress(progress.line(), time.monotonic())
+
+    for line, planned in zip(lines, plans, strict=True):
+        left = progress.still_open(planned)
+        state = f"{len(left)} of {len(planned)} runs to do" if left else f"all {len(planned)} runs have ended"
+        screen.write(f"{shlex.join(['python', *line])}\n  # {state}\n", screen.out)
+        if not left:
+            continue
+        tick()
+        status = execute(line, screen, tick, cwd)
+        progress.look()
+        if status not in (0, RUNS_FAILED):
+            return status
+        worst = max(worst, status)
+    screen.write(f"{progress.line()} ({duration(progress.now() - progress.start)})\n", screen.err)
+    return worst
+
+
 def main() -> int:
     """Print every command line and, without --dry-run, run them one after the other."""
     parser = argparse.ArgumentParser(
@@ -55,22 +186,19 @@ def main() -> int:
     args = parser.parse_args(arguments[:cut])
     try:
         lines = commands(args.name, arguments[cut + 1 :])
+        if args.dry_run:
+            for line in lines:
+                print(shlex.join(["python", *line]))
+            return 0
+        return run(args.name, lines, Screen(sys.stderr, sys.stdout))
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 2
-    worst = 0
-    for line in lines:
-        print(shlex.join(["python", *line]), flush=True)
-        if args.dry_run:
-            continue
-        try:
-            status = subprocess.call([sys.executable, *line], cwd=PROJECT)
-        except KeyboardInterrupt:
-            return 130
-        if status not in (0, RUNS_FAILED):
-            return status
-        worst = max(worst, status)
-    return worst
+    except PlanError as error:
+        print(error.args[0], file=sys.stderr)
+        return error.args[1]
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

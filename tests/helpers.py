@@ -34,7 +34,9 @@ CONTEXTS = {
     "persistence": 1, "momentum": 1, "momentum_decay": 1, "linear": 2, "quadratic": 3, "trend": 5, "average": 5,
 }  # fmt: skip
 
-GROUPS = ("model", "dataset", "optimizer", "schedule", "predictor", "protocol", "regime", "logger", "experiment")
+GROUPS = (
+    "model", "dataset", "optimizer", "schedule", "predictor", "protocol", "regime", "leap", "logger", "experiment",
+)  # fmt: skip
 
 # 20k parameters, about 2 ms a step.
 TINY = (

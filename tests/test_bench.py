@@ -24,7 +24,7 @@ USUAL = {"persistence", "average", "linear", "quadratic", "trend", "momentum", "
 @pytest.fixture(scope="module")
 def subject():
     torch.manual_seed(0)
-    return bench.Subject(20_000, CPU, context=5)
+    return bench.Subject(20_000, CPU, context=max(p.context for p in VARIANTS.values()))
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 from pydmd import DMD
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 import twins
 from leapbench import weights as weights_module
-from leapbench.history import History, Snapshot
 from leapbench.predictors import dmd as dmd_module
-from leapbench.predictors.dmd import Dmd, displacement, gram_of, rank_of
+from leapbench.predictors.dmd import Dmd, displacement, gram_of, groups, rank_of, runs
 from leapbench.predictors.linear import Linear
+from twins import history_of, linear_system, smooth
 
 EPS32, EPS64 = 2.0**-24, 2.0**-53
 some_seeds = pytest.mark.parametrize("seed", range(3))
 small_chunks = pytest.mark.parametrize("chunk", [16, 1 << 17], ids=["chunks", "one piece"])
-both_scopes = pytest.mark.parametrize("scope", ["global", "tensor"])
+all_scopes = pytest.mark.parametrize("scope", dmd_module.SCOPES)
 all_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 
 # Eigenvalues per interval of Delta = 10 steps.
@@ -31,30 +32,6 @@ SYSTEMS = {
     "rank 4": (1.01, 0.9, 0.6, 0.3),
     "rank 4, pairs": (0.98 * np.exp(0.3j), 0.7 * np.exp(1.5j)),
 }
-
-
-def history_of(columns, dtype=torch.float64, interval=10, shapes=None):
-    """The columns of an (N, h) array as snapshots at steps 0, interval, ..."""
-    vectors = [torch.tensor(column).to(dtype) for column in np.ascontiguousarray(np.asarray(columns).T)]
-    steps = range(0, interval * len(vectors), interval)
-    layout = twins.layout_of(shapes or {"w": (len(vectors[0]),)})
-    return History(tuple(Snapshot(t, t, v) for t, v in zip(steps, vectors, strict=True)), layout, lambda p: 0.0)
-
-
-def linear_system(eigenvalues, size=60, seed=0):
-    """(t -> x(t) in R^size, its rank): Re of one complex mode per eigenvalue, times eigenvalue^t."""
-    rng = np.random.default_rng(seed)
-    eigenvalues = np.array(eigenvalues, complex)
-    modes = rng.standard_normal((size, len(eigenvalues))) + 1j * rng.standard_normal((size, len(eigenvalues)))
-    return lambda t: (modes @ eigenvalues**t).real, int(np.sum(1 + (eigenvalues.imag != 0)))
-
-
-def smooth(seed, size=200, h=5):
-    """(N, h): large weights plus slow random curves, like a training's, with well separated singular values."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(h) / h
-    curves = rng.standard_normal((size, 3)) @ np.stack([t, t**2, np.sin(5 * t)]) * 0.3
-    return rng.standard_normal((size, 1)) + curves + 0.01 * rng.standard_normal((size, h))
 
 
 def conditioning(columns, rank):
@@ -197,6 +174,60 @@ def test_tensors_smaller_than_the_history_and_tensors_of_zeros():
         assert float(found["scalar"]) == pytest.approx((complex(one) ** 0.7).real * x[-1], rel=1e-5)
 
 
+MODELS = {
+    "gpt2": dict(n_embd=8, n_layer=2, n_head=2, vocab_size=11),
+    "qwen2": dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=11),
+    "vit": dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32),
+    "resnet": dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2]),
+}
+BLOCKS = {
+    "gpt2": ("transformer.h.{}.", ["ln_1", "attn", "ln_2", "mlp"]),
+    "qwen2": ("model.layers.{}.", ["self_attn", "mlp", "input_layernorm", "post_attention_layernorm"]),
+    "vit": ("vit.layers.{}.", ["attention", "layernorm_before", "layernorm_after", "mlp"]),
+    "resnet": ("resnet.encoder.stages.{}.", ["layers"]),
+}
+OTHERS = {
+    "gpt2": ["transformer.wte", "transformer.wpe", "transformer.ln_f"],
+    "qwen2": ["model.embed_tokens", "model.norm", "lm_head"],
+    "vit": ["vit.embeddings", "vit.layernorm", "classifier"],
+    "resnet": ["resnet.embedder", "classifier"],
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_groups_are_the_components_of_blocks_and_the_other_modules(model):
+    kind = AutoModelForCausalLM if model in ("gpt2", "qwen2") else AutoModelForImageClassification
+    with torch.device("meta"):
+        built = kind.from_config(AutoConfig.for_model(model, **MODELS[model]))
+    layout = twins.layout_of({name: tuple(p.shape) for name, p in built.named_parameters()})
+    found = groups(layout, "group")
+    prefix, components = BLOCKS[model]
+    wanted = [prefix.format(block) + component for block in range(2) for component in components] + OTHERS[model]
+    assert len(found) == len(wanted)
+    for group in wanted:
+        members = {entry.name for entry in layout if entry.name.startswith(f"{group}.")}
+        assert any({entry.name for entry in entries} == members for entries in found), group
+    assert sorted(entry for entries in found for entry in entries) == sorted(layout)
+
+
+def test_a_group_may_lie_apart():
+    layout = twins.layout_of({"h.0.a.w": (3,), "h.0.a.b": (2,), "h.0.b.w": (4,), "h.0.a.v": (5,), "bare": (6,)})
+    found = groups(layout, "group")
+    assert [runs(entries) for entries in found] == [
+        [slice(0, 5), slice(9, 14)], [slice(5, 9)], [slice(14, 20)],
+    ]  # fmt: skip
+    assert runs(list(layout)) == [slice(0, 20)]
+    columns = smooth(0, size=20)
+    history = history_of(columns, shapes={entry.name: tuple(entry.shape) for entry in layout})
+    predicted = Dmd(scope="group").predict(history, 7)
+    for rows in (np.r_[0:5, 9:14], np.r_[5:9], np.r_[14:20]):
+        alone = Dmd().predict(history_of(columns[rows]), 7)
+        torch.testing.assert_close(predicted[torch.from_numpy(rows)], alone, rtol=0, atol=1e-5)
+    for snapshot in history.snapshots:
+        snapshot.weights[5:9] = 0.0
+    assert Dmd(scope="group").predict(history, 7)[5:9].tolist() == [0.0] * 4
+
+
 # ---- rank ------------------------------------------------------------------------------------------------------------
 
 TALL = (10**9, 4)  # beta = 0: omega = 1.43
@@ -291,7 +322,7 @@ def test_powers_beyond_float32_are_inf_never_nan(K):
 # ---- identity, purity, mistakes --------------------------------------------------------------------------------------
 
 
-@both_scopes
+@all_scopes
 @pytest.mark.parametrize("rank", [0, 3, 0.99, -1])
 @all_dtypes
 def test_no_steps_ahead_is_the_identity(scope, rank, dtype):
@@ -299,7 +330,7 @@ def test_no_steps_ahead_is_the_identity(scope, rank, dtype):
     assert torch.equal(Dmd(rank=rank, scope=scope).predict(history, 0), history.now.weights.float())
 
 
-@both_scopes
+@all_scopes
 def test_it_is_pure_and_builds_in_the_scratch_given(scope):
     history, untouched = twins.random_history(2), twins.random_history(2)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
@@ -329,7 +360,7 @@ def test_wrong_ranks_are_refused(rank):
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="context=1 must be 2 or more"):
         Dmd(context=1)
-    with pytest.raises(ValueError, match="global or tensor"):
+    with pytest.raises(ValueError, match="scope=layer is unknown; use global or tensor or group"):
         Dmd(scope="layer")
     history = twins.random_history(0)
     with pytest.raises(ValueError, match="9 snapshots wanted, 6 kept"):

@@ -44,7 +44,7 @@ def sweeper():
 def plan(sweeper: Any, *arguments: str) -> list[list[str]]:
     parser = OverridesParser.create(config_loader=sweeper.hydra_context.config_loader)
     jobs = sweeper.plan(parser.parse_overrides([*sweeper._parse_config(), *arguments, *BASE]))
-    return [[override for override in job if override not in BASE] for job in jobs]
+    return [[override for override in job.overrides if override not in BASE] for job in jobs]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_other_sweeps_are_hydras(sweeper):
     (expected,) = BasicSweeper.split_arguments(parser.parse_overrides([*BASE, *arguments]), None)
     own = sweeper()
     own._compose = lambda job: compose("config", [o for o in job if "note" not in o])
-    assert own.plan(parser.parse_overrides([*BASE, *arguments])) == expected
+    assert [job.overrides for job in own.plan(parser.parse_overrides([*BASE, *arguments]))] == expected
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,37 @@ def dmd(snapshots: Array, tau: float, rank: int) -> Array:
     return a + (modes @ change @ np.linalg.pinv(modes) @ a).real
 
 
+def pdt_path(snapshots: Array, tau: float, rank: int) -> Array:
+    """p_k - a at k = 1, 2, ..., tau from `snapshots` (N, h) that end with a: (ceil(tau), N)."""
+    ks = [*range(1, math.ceil(tau)), tau]
+    return np.stack([dmd(snapshots, k, rank) - snapshots[:, -1] for k in ks])
+
+
+def pdt_mask(path: Array, delta: Array, tau: float, variant: str, mode: str) -> Array:
+    """Which weights take the prediction: (N,), one weight at a time."""
+    mask = []
+    for moves, step in zip(path.T, delta, strict=True):
+        size = abs(moves[-1])
+        if variant == "code":
+            accelerates = abs(step) <= size <= (tau + 1) * abs(step)
+            consistent = np.sign(moves[-1]) == np.sign(step)
+        else:
+            accelerates = abs(step) < size <= tau * abs(step)
+            increments = [b - a for a, b in zip([0.0, *moves[:-1]], moves, strict=True)]
+            looked_at = increments if variant == "paper_step" else moves
+            consistent = all(np.sign(move) == np.sign(step) for move in looked_at)
+        mask.append(
+            {"both": accelerates and consistent, "accel_only": accelerates, "consistency_only": consistent}[mode]
+        )
+    return np.array(mask)
+
+
+def masked_linear(thetas: list[Array], steps: list[int], K: int) -> Array:
+    older, a, c = thetas[-3:]
+    tau = K / (steps[-1] - steps[-2]) + 1
+    return np.where(np.sign(c - a) == np.sign(a - older), a + tau * (c - a), c)
+
+
 def momentum_exact(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: Adam) -> Array:
     mhat, vhat = m / (1 - adam.beta1**t), v / (1 - adam.beta2**t)
     total = np.zeros_like(theta)
@@ -145,3 +176,27 @@ def random_history(
 def tensors(history: History, vector: torch.Tensor) -> dict[str, Array]:
     """A vector (N,) cut into its tensors, float64."""
     return {name: view.double().numpy() for name, view in history.layout.views(vector).items()}
+
+
+def history_of(columns, dtype=torch.float64, interval=10, shapes=None):
+    """The columns of an (N, h) array as snapshots at steps 0, interval, ..."""
+    vectors = [torch.tensor(column).to(dtype) for column in np.ascontiguousarray(np.asarray(columns).T)]
+    steps = range(0, interval * len(vectors), interval)
+    layout = layout_of(shapes or {"w": (len(vectors[0]),)})
+    return History(tuple(Snapshot(t, t, v) for t, v in zip(steps, vectors, strict=True)), layout, lambda p: 0.0)
+
+
+def linear_system(eigenvalues, size=60, seed=0):
+    """(t -> x(t) in R^size, its rank): Re of one complex mode per eigenvalue, times eigenvalue^t."""
+    rng = np.random.default_rng(seed)
+    eigenvalues = np.array(eigenvalues, complex)
+    modes = rng.standard_normal((size, len(eigenvalues))) + 1j * rng.standard_normal((size, len(eigenvalues)))
+    return lambda t: (modes @ eigenvalues**t).real, int(np.sum(1 + (eigenvalues.imag != 0)))
+
+
+def smooth(seed, size=200, h=5):
+    """(N, h): large weights plus slow random curves, like a training's, with well separated singular values."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(h) / h
+    curves = rng.standard_normal((size, 3)) @ np.stack([t, t**2, np.sin(5 * t)]) * 0.3
+    return rng.standard_normal((size, 1)) + curves + 0.01 * rng.standard_normal((size, h))

@@ -19,7 +19,7 @@ class ConfigError(Exception):
 
 @dataclass
 class ModelConfig:
-    """A network by its transformers config class; `config` holds that class's arguments."""
+    """A network by its transformers config class, or fcn or alexnet; `config` holds the arguments of that class."""
 
     name: str = MISSING
     model_type: str = MISSING
@@ -29,21 +29,40 @@ class ModelConfig:
 
 
 @dataclass
+class ImageConfig:
+    """Labelled images: what the network sees, what is held out, and the transforms. Sizes in pixels per side."""
+
+    loading: str = MISSING
+    size: int = MISSING
+    resize: int | None = None
+    channels: int = MISSING
+    classes: int = MISSING
+    held_out: int = MISSING
+    image_column: str = "image"
+    label_column: str = "label"
+    augment: dict[str, float] = field(default_factory=dict)
+    repeats: int = 1
+    workers: int = 1
+
+
+@dataclass
 class DatasetConfig:
-    """A text and how it becomes sequences of tokens."""
+    """A text and how it becomes sequences of tokens, or where `image` is given, labelled images."""
 
     name: str = MISSING
     source: str = MISSING
     path: str | None = None
     subset: str | None = None
     revision: str | None = None
+    examples: int | None = None
     text_column: str = "text"
     tokenizer: str = "byte"
     vocab_size: int | None = None
     layout: str = "packed"
-    tokens: int = MISSING
+    tokens: int | None = None
     min_characters: int = 0
     hold_out_last: int | None = None
+    image: ImageConfig | None = None
 
 
 @dataclass
@@ -51,7 +70,8 @@ class OptimizerConfig:
     """An optimizer by name with its hyper-parameters; keys that it does not have stay None."""
 
     name: str = MISSING
-    lr: float = MISSING
+    lr: Any = MISSING
+    lr_from: str = "given"
     weight_decay: float = 0.0
     betas: tuple[float, float] | None = None
     eps: float | None = None
@@ -60,12 +80,15 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over positions: warm-up in steps, the rest as shares."""
+    """The learning rate over positions: warm-up and restart in steps, the rest as shares of the peak or the run."""
 
     name: str = MISSING
     warmup: int = 0
+    warmup_from: float = 0.0
     floor: float = 0.0
     decay: float = 0.0
+    restart_at: int | None = None
+    restart: float | None = None
 
 
 @dataclass
@@ -126,11 +149,30 @@ class TrainConfig:
 
 
 @dataclass
+class LeapConfig:
+    """mode=leap: when to propose, what to accept, and what becomes of the rest of the state."""
+
+    gate: str = "any"
+    rule: str = "strict"
+    burn_in: int = 0
+    every: int = 1
+    cooldown: int = 0
+    advance: bool = True
+    moments: str = "keep"
+    history: str = "clear"
+    buffers: str = "keep"
+    cascade: int = 1
+    scheduler: str = "none"
+    follow: list[int] = field(default_factory=list)
+
+
+@dataclass
 class VerifyConfig:
-    """The held-out sequences candidates are scored on."""
+    """The held-out examples (sequences or images) candidates are scored on."""
 
     sequences: int = MISSING
     batch_size: int = MISSING
+    resample: bool = True
 
 
 @dataclass
@@ -189,6 +231,7 @@ class RunConfig:
     train: TrainConfig
     verify: VerifyConfig
     eval: EvalConfig
+    leap: LeapConfig
     cascade: CascadeConfig
     landscape: LandscapeConfig
     checkpoint: CheckpointConfig
@@ -232,15 +275,26 @@ class RunConfig:
         """Whether padded positions are targets."""
         return self.dataset.layout == "padded" and self.protocol.pad_in_loss
 
+    @property
+    def idle_keys(self) -> tuple[str, ...]:
+        """Keys that a run of this mode never reads, so that they do not make another run of it."""
+        if self.mode == "observe":
+            return ("leap", "verify.resample")
+        if not self.predictors:
+            return ("leap", "verify.resample", "cascade", "landscape", "regime", "K")
+        return ("cascade", "landscape") if self.gated else ("cascade", "landscape", "regime")
+
+    @property
+    def gated(self) -> bool:
+        """Whether regimes are needed: everywhere in mode=observe, in mode=leap only behind a gate."""
+        return self.mode == "observe" or (bool(self.predictors) and self.leap.gate != "any")
+
     def science(self) -> dict[str, Any]:
         """Everything that changes the numbers, as plain data."""
         everything = asdict(self)
-        for key in MACHINE_KEYS:
+        for key in (*MACHINE_KEYS, *self.idle_keys):
             group, _, leaf = key.partition(".")
-            if leaf:
-                everything[group].pop(leaf)
-            else:
-                everything.pop(group)
+            everything.get(group, {}).pop(leaf, None) if leaf else everything.pop(group, None)
         return everything
 
     def machine(self) -> dict[str, Any]:
@@ -269,7 +323,6 @@ MACHINE_KEYS = (
     "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "checkpoint",
     "logger", "wandb", "regime.file",
 )  # fmt: skip
-
 
 def digest(data: Any) -> str:
     """First 12 hex digits of the sha256 of `data` as sorted JSON."""

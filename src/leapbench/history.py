@@ -145,6 +145,17 @@ class Ring:
             )
         kept.append(snapshot)
 
+    def adopt(self, position: int, weights: Tensor, clear: bool) -> None:
+        """The newest snapshot becomes the adopted `weights` (N,), at `position`; its step and its moments stay.
+
+        Args:
+            clear: forget the older snapshots, which lie on the other side of the leap.
+        """
+        newest = self._snapshots[-1]
+        newest.weights.copy_(weights)
+        older = [] if clear else self._snapshots[:-1]
+        self._snapshots = [*older, replace(newest, position=position)]
+
     def history(self, until: int | None = None) -> History:
         """The kept snapshots, oldest first, up to step `until`.
 

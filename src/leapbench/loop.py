@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from leapbench.clock import Clock
 from leapbench.config import OptimizerConfig, RunConfig
+from leapbench.leap import Leaper
 from leapbench.logger import Logger
 from leapbench.observe import Observer
 from leapbench.record import EVALS, RunFolder, finite
 from leapbench.schedule import lr_at
 from leapbench.weights import FlatWeights
-from leapbench.workload import Workload, seed_of
+from leapbench.workload import Score, Workload, seed_of
+
+MODES: dict[str, type[Observer | Leaper]] = {"observe": Observer, "leap": Leaper}
 
 
 def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger) -> dict[str, Any]:
@@ -35,36 +38,40 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     optimizer = build_optimizer(config.optimizer, weights.parameters)
     learning_rate = lr_at(config.schedule, config.optimizer.lr, steps)
     clock = Clock(device, saved["clock"] if saved else None)
-    observer = Observer(config, workload, weights, learning_rate, clock, folder)
+    mode = MODES[config.mode](config, workload, weights, optimizer, learning_rate, clock, folder)
     best: dict[str, Any] = {}
-    step, train_loss = 0, torch.zeros((), device=device)
+    step, position, train_loss = 0, 0, torch.zeros((), device=device)
     set_rng(seed_of(config, "training"))
     if saved:
         weights.vector.copy_(saved["weights"])
+        workload.load_buffers(saved["buffers"])
         optimizer.load_state_dict(saved["optimizer"])
-        observer.load_state_dict(saved["observer"])
-        step, train_loss, best = saved["step"], saved["train_loss"], saved["best"]
+        mode.load_state_dict(saved["mode"])
+        step, position, train_loss, best = saved["step"], saved["position"], saved["train_loss"], saved["best"]
         load_rng(saved["rng"], device)
     losses: dict[str, float] = dict(saved["losses"]) if saved else {}
     last_saved_s = time.monotonic()
     bar = tqdm(
-        total=steps, initial=step, desc=f"{config.model.name} seed {config.seed}", unit="step",
+        total=steps, initial=position, desc=f"{config.model.name} seed {config.seed}", unit="step",
         disable=not config.progress, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True,
     )  # fmt: skip
 
-    def evaluated(split: str, loss: float) -> None:
-        """Record a loss, nats, of the weights at `step`."""
-        losses[split] = loss
+    def evaluated(split: str, score: Score) -> None:
+        """Record the loss, nats, and the accuracy if there is one, of the weights at `step`."""
+        losses[split] = score.loss
+        second = {"perplexity": perplexity(score.loss)} if score.accuracy is None else {"accuracy": score.accuracy}
         seconds = {f"{lap}_s": spent for lap, spent in clock.now().items() if lap != "other"}
-        row = {"step": step, "position": step, "split": split, "loss_nats": loss, "perplexity": perplexity(loss)}
+        row = {"step": step, "position": position, "split": split, "loss_nats": score.loss} | second
         folder.append(EVALS, row | seconds)
-        logger.log({f"{split}/loss_nats": loss, f"{split}/perplexity": perplexity(loss)}, step)
+        logger.log(
+            {f"{split}/loss_nats": score.loss} | {f"{split}/{key}": value for key, value in second.items()}, step
+        )
 
-    while step < steps:
+    while position < steps:
         # ---- train -------------------------------------------------------------------------------------------------
         clock.enter("train")
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = learning_rate(position)
         loss = workload.loss(workload.forward, workload.train_batch(step))
         loss.backward()
         if config.train.grad_clip is not None:
@@ -72,59 +79,58 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         train_loss += loss.detach()
-        step += 1
-        bar.update()
+        step, position = step + 1, position + 1
 
-        # ---- the truth for proposals that aimed at this step ---------------------------------------------------------
+        # ---- look: the loss that proposals start from, the truth for those that aimed here ---------------------------
         at_checkpoint = step % interval == 0
-        if at_checkpoint or step in observer.pending:
-            clock.enter("verify" if at_checkpoint else "eval")
-            loss_now = workload.verification_loss(model)
-            clock.enter("eval")
-            observer.resolve(step, loss_now)
+        loss_now = mode.look(step, at_checkpoint)
         if at_checkpoint:
             clock.enter("other")
             mean_loss = float(train_loss) / interval
             train_loss.zero_()
-            if not math.isfinite(mean_loss) or not math.isfinite(loss_now):
+            if not math.isfinite(mean_loss) or not math.isfinite(loss_now or 0.0):
                 bar.close()
                 reason = f"the loss became {mean_loss} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-                return summary("diverged", reason, step, losses, best, clock, observer)
-            evaluated("train", mean_loss)
-            evaluated("verification", loss_now)
+                return summary("diverged", reason, step, position, losses, best, clock, mode)
+            evaluated("train", Score(mean_loss, None))
+            if loss_now is not None:
+                evaluated("verification", Score(loss_now, None))
 
             # ---- snapshot ------------------------------------------------------------------------------------------
             clock.enter("snapshot")
-            observer.snapshot(step, optimizer)
+            mode.snapshot(step, position)
 
             # ---- regime --------------------------------------------------------------------------------------------
             clock.enter("regime")
-            observer.find_regimes(step)
+            mode.find_regimes(step)
 
-            # ---- predict and verify --------------------------------------------------------------------------------
+            # ---- predict, verify, adopt ----------------------------------------------------------------------------
             clock.enter("other")
-            observer.propose(step, loss_now)
+            position = mode.propose(step, position, loss_now, mean_loss)
             clock.enter("eval")
-            observer.explore(step, loss_now)
-            bar.set_postfix(loss=f"{loss_now:.3f}", regime=observer.scorers[0].regime, refresh=False)
+            mode.explore(step, loss_now)
+        bar.update(position - bar.n)
 
         # ---- evaluate ----------------------------------------------------------------------------------------------
-        if step % config.eval.every == 0 or step == steps:
+        if step % config.eval.every == 0 or position == steps or step in mode.followed:
             clock.enter("eval")
-            evaluated("validation", workload.validation_loss(model))
+            for split in mode.scored:
+                evaluated(split, workload.score(model, split))
             if losses["validation"] < best.get("validation_loss_nats", math.inf):
-                best = {"validation_loss_nats": losses["validation"], "step": step}
+                best = {"validation_loss_nats": losses["validation"], "step": step, "position": position}
+            bar.set_postfix(loss=f"{losses['validation']:.3f}", refresh=False)
 
         # ---- checkpoint --------------------------------------------------------------------------------------------
         if at_checkpoint:
             clock.enter("other")
             folder.flush()
-        if step < steps and due(config, step, time.monotonic() - last_saved_s):
+        if position < steps and due(config, step, time.monotonic() - last_saved_s):
             clock.enter("other")
             folder.save_checkpoint(
                 {
-                    "step": step, "weights": weights.vector, "optimizer": optimizer.state_dict(),
-                    "observer": observer.state_dict(), "train_loss": train_loss, "losses": losses, "best": best,
+                    "step": step, "position": position, "weights": weights.vector,
+                    "buffers": workload.buffers(), "optimizer": optimizer.state_dict(),
+                    "mode": mode.state_dict(), "train_loss": train_loss, "losses": losses, "best": best,
                     "clock": clock.now(), "rng": rng_state(device),
                 }
             )  # fmt: skip
@@ -132,18 +138,19 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     bar.close()
     if not math.isfinite(losses["validation"]):
         reason = f"the loss became {losses['validation']} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-        return summary("diverged", reason, step, losses, best, clock, observer)
-    return summary("completed", None, step, losses, best, clock, observer)
+        return summary("diverged", reason, step, position, losses, best, clock, mode)
+    return summary("completed", None, step, position, losses, best, clock, mode)
 
 
 def summary(
     status: str,
     reason: str | None,
     step: int,
+    position: int,
     losses: dict[str, float],
     best: dict[str, Any],
     clock: Clock,
-    observer: Observer,
+    mode: Observer | Leaper,
 ) -> dict[str, Any]:
     """What summary.json says of a run that came to its end."""
     laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
@@ -151,11 +158,12 @@ def summary(
         "status": status,
         "reason": reason,
         "steps": step,
+        "position": position,
         "final": {f"{split}_loss_nats": finite(loss) for split, loss in losses.items()},
         "best": best,
-        "totals": {"charged_s": clock.charged, **laps},
-        "verify": {"sequences": observer.config.verify.sequences, "batch_size": observer.config.verify.batch_size},
-        "skipped": observer.skipped,
+        "totals": {"charged_s": clock.charged, **laps, **mode.totals()},
+        "verify": {"sequences": mode.config.verify.sequences, "batch_size": mode.config.verify.batch_size},
+        "skipped": mode.skipped,
     }
 
 

@@ -41,20 +41,26 @@ class Observer:
     Rings are shared by protocols that store snapshots alike, and so are the losses of equal candidates.
 
     Attributes:
+        scored: the splits evaluated with `eval.every`; the verification loss is taken at every checkpoint anyway.
+        followed: further steps at which to evaluate: none.
         skipped: predictors left out, with the reason.
     """
+
+    scored = ("validation",)
+    followed: tuple[int, ...] = ()
 
     def __init__(
         self,
         config: RunConfig,
         workload: Workload,
         weights: FlatWeights,
+        optimizer: torch.optim.Optimizer,
         lr_at: Callable[[int], float],
         clock: Clock,
         folder: RunFolder,
     ) -> None:
         self.config, self.workload, self.weights = config, workload, weights
-        self.clock, self.folder = clock, folder
+        self.optimizer, self.clock, self.folder = optimizer, clock, folder
         self.memo: dict[Hashable, float] = {}
         self.moments: FlatMoments | None = None
         self.pending: dict[int, list[dict[str, Any]]] = {}
@@ -65,12 +71,22 @@ class Observer:
             p.needs_moments for scorer in self.scorers for p in scorer.proposer.predictors.values()
         )
 
-    def snapshot(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+    def look(self, step: int, at_checkpoint: bool) -> float | None:
+        """The verification loss, nats, where a proposal starts from this step or has aimed at it."""
+        if not at_checkpoint and step not in self.pending:
+            return None
+        self.clock.enter("verify" if at_checkpoint else "eval")
+        loss = self.workload.verification_loss(self.workload.model)
+        self.clock.enter("eval")
+        self.resolve(step, loss)
+        return loss
+
+    def snapshot(self, step: int, position: int) -> None:
         """Copy the live weights (and moments, where a predictor reads them) into every ring."""
         if self.needs_moments and self.moments is None:
-            self.moments = FlatMoments(optimizer, self.weights)
+            self.moments = FlatMoments(self.optimizer, self.weights)
         for ring in self.rings.values():
-            ring.push(step, step, self.weights.vector, self.moments)
+            ring.push(step, position, self.weights.vector, self.moments)
 
     def find_regimes(self, step: int) -> None:
         """One regimes row per protocol; the probes are run once."""
@@ -82,8 +98,9 @@ class Observer:
             row |= {"tau_high": scorer.detector.tau_high, "underflow_share": self._underflow(scorer.protocol)}
             self.folder.append(REGIMES, row)
 
-    def propose(self, step: int, loss_now: float) -> None:
-        """Score every predictor and K whose truth will be seen; the rows wait for step t + K."""
+    def propose(self, step: int, position: int, loss_now: float | None, mean_loss: float) -> int:
+        """Score every predictor and K whose truth will be seen; the rows wait for step t + K. The position stays."""
+        assert loss_now is not None
         horizons = [K for K in self.config.horizons if step + K <= self.config.train.steps]
         self.memo.clear()
         for scorer in self.scorers:
@@ -92,6 +109,7 @@ class Observer:
                 row |= {"regime": scorer.regime, "confirmed": scorer.confirmed, "loss_now_nats": loss_now}
                 row |= {"loss_pred_nats": p.loss, "predict_s": p.predict_s, "verify_s": p.verify_s, "scale": p.scale}
                 self.pending.setdefault(step + p.K, []).append(row)
+        return position
 
     def resolve(self, step: int, loss_true: float) -> None:
         """Write the proposals that aimed at `step`, with the loss and the distance to the weights reached."""
@@ -108,8 +126,9 @@ class Observer:
             row |= {"rel_l2_now_to_true": d.rel_l2_now_to_true, "cosine": d.cosine}
             self.folder.append(PROPOSALS, row | {"adopted": False, "status": "ok" if ok else "nonfinite"})
 
-    def explore(self, step: int, loss_now: float) -> None:
+    def explore(self, step: int, loss_now: float | None) -> None:
         """The optional probes: cascades from confirmed-stable checkpoints, and the landscape of the first protocol."""
+        assert loss_now is not None
         for scorer in self.scorers if self.config.cascade.enabled else []:
             if scorer.confirmed:
                 for depth, K in self.config.cascade.chains:
@@ -121,6 +140,10 @@ class Observer:
             first = self.scorers[0]
             for row in along_the_direction(first.proposer, self.config.landscape, loss_now):
                 self.folder.append(LANDSCAPE, {"step": step, "protocol": first.name, **row})
+
+    def totals(self) -> dict[str, int]:
+        """What the summary says of this mode: nothing."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -143,42 +166,14 @@ class Observer:
         predictors = build_predictors(config, protocol, self.skipped)
         kind = (protocol.history.weights, protocol.history.moments)
         if kind not in self.rings:
-            self.rings[kind] = self._ring(predictors, kind, lr_at)
-        pair = config.regime.by_protocol[name]
+            # A proposal made K steps ago is compared with the truth before the newest snapshot of its time falls out.
+            waiting = -(-config.horizons[-1] // config.train.interval)
+            self.rings[kind] = build_ring(config, self.weights, predictors, kind, lr_at, waiting)
         proposer = Proposer(
             self.workload.model, self.weights, self.rings[kind], predictors,
             self.workload.verification_loss, self.clock, self.memo,
         )  # fmt: skip
-        detector = RegimeDetector(
-            tau_low=sum(pair["tau_low"]) / len(pair["tau_low"]),
-            tau_high=sum(pair["tau_high"]) / len(pair["tau_high"]),
-            inclusive=protocol.inclusive,
-            pooling=protocol.fingerprint.pooling,
-            cosine=protocol.fingerprint.cosine,
-            confirm=config.regime.confirm,
-        )
-        return Scorer(name, protocol, proposer, detector)
-
-    def _ring(self, predictors: dict[str, Predictor], kind: tuple[str, str], lr_at: Callable[[int], float]) -> Ring:
-        config, optimizer = self.config, self.config.optimizer
-        # A proposal made K steps ago is compared with the truth before the newest snapshot of its time falls out.
-        waiting = -(-config.horizons[-1] // config.train.interval)
-        adam = None
-        if optimizer.name == "adamw":
-            assert optimizer.betas is not None and optimizer.eps is not None
-            adam = Adam(*optimizer.betas, optimizer.eps, optimizer.weight_decay)
-        weights_dtype, moments_dtype = (getattr(torch, name) for name in kind)
-        return Ring(
-            capacity=max((p.context for p in predictors.values()), default=1) + waiting,
-            interval=config.train.interval,
-            layout=self.weights.layout,
-            lr_at=lr_at,
-            adam=adam,
-            moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0) + waiting,
-            weights_dtype=weights_dtype,
-            moments_dtype=moments_dtype,
-            device=torch.device(config.history_device) if config.history_device else None,
-        )
+        return Scorer(name, protocol, proposer, build_detector(config, name))
 
     def _underflow(self, protocol: ProtocolConfig) -> float | None:
         """Share of positive second moments that become zero in the protocol's storage dtype."""
@@ -198,6 +193,46 @@ def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Colle
     }
 
 
+def build_ring(
+    config: RunConfig,
+    weights: FlatWeights,
+    predictors: dict[str, Predictor],
+    kind: tuple[str, str],
+    lr_at: Callable[[int], float],
+    waiting: int,
+) -> Ring:
+    """A ring for the contexts of `predictors` and `waiting` more snapshots, stored in the dtypes `kind`."""
+    optimizer, adam = config.optimizer, None
+    if optimizer.name == "adamw":
+        assert optimizer.betas is not None and optimizer.eps is not None
+        adam = Adam(*optimizer.betas, optimizer.eps, optimizer.weight_decay)
+    weights_dtype, moments_dtype = (getattr(torch, name) for name in kind)
+    return Ring(
+        capacity=max((p.context for p in predictors.values()), default=1) + waiting,
+        interval=config.train.interval,
+        layout=weights.layout,
+        lr_at=lr_at,
+        adam=adam,
+        moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0) + waiting,
+        weights_dtype=weights_dtype,
+        moments_dtype=moments_dtype,
+        device=torch.device(config.history_device) if config.history_device else None,
+    )
+
+
+def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
+    """The regime detector of one of the run's protocols."""
+    pair, reading = config.regime.by_protocol[protocol], config.protocols[protocol]
+    return RegimeDetector(
+        tau_low=sum(pair["tau_low"]) / len(pair["tau_low"]),
+        tau_high=sum(pair["tau_high"]) / len(pair["tau_high"]),
+        inclusive=reading.inclusive,
+        pooling=reading.fingerprint.pooling,
+        cosine=reading.fingerprint.cosine,
+        confirm=config.regime.confirm,
+    )
+
+
 def unusable(config: RunConfig) -> dict[str, str]:
     """Predictors that this configuration's optimizer cannot serve, with the reason."""
     if config.optimizer.name == "adamw":
@@ -214,4 +249,9 @@ def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
             raise ConfigError(
                 f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "
                 f"more than train.steps={steps}: its context never fills; raise train.steps or lower train.interval"
+            )
+        if config.mode == "leap" and (config.leap.burn_in + 1) * interval + K > steps:
+            raise ConfigError(
+                f"leap.burn_in={config.leap.burn_in} intervals of {interval} steps and K={K} more do not fit into "
+                f"train.steps={steps}: nothing would ever be proposed; lower leap.burn_in or K, or raise train.steps"
             )

@@ -27,8 +27,8 @@ from leapbench.config import ConfigError
 SCHEMA = 1
 CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
 EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
-CASCADE, LANDSCAPE = "cascade.jsonl", "landscape.jsonl"
-STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE)
+CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
+STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
 CHECKPOINT, LOCK, OWNER = "checkpoint/state.pt", "lock", "owner.json"
 
 # A lock whose heartbeat is older than this belongs to nobody, seconds.

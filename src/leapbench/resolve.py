@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from leapbench.adopt import MOMENTS
 from leapbench.config import PROJECT, ConfigError, RunConfig, dig
+from leapbench.tuning import tuned_lr
+from leapbench.verify import RULES
 
 BASELINE, CONTROLS = "none", ("persistence", "average")
 
+GATES = ("any", "not_chaotic", "stable", "confirmed")
+
+# Quantities in steps that may be written "N epochs".
+IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
+EPOCHS = re.compile(r"(\d+) epochs?")
 COUNTS = (
     "train.steps", "train.interval", "train.batch_size", "verify.sequences", "verify.batch_size", "eval.every",
     "eval.sequences", "eval.batch_size", "regime.probes", "regime.confirm", "landscape.K", "checkpoint.every_steps",
-    "threads",
+    "threads", "leap.every", "leap.cascade", "schedule.restart_at",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "schedule.warmup", "schedule.decay", "schedule.floor", "optimizer.weight_decay", "optimizer.eps",
-    "optimizer.momentum", "checkpoint.every_s", "dataset.min_characters",
+    "optimizer.momentum", "checkpoint.every_s", "dataset.min_characters", "schedule.warmup_from", "schedule.restart",
+    "leap.burn_in", "leap.cooldown",
 )  # fmt: skip
 POSITIVE = ("optimizer.lr", "train.grad_clip")
 
@@ -32,9 +42,10 @@ def resolve(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.create({key: value for key, value in cfg.items_ex(resolve=False) if key != "experiment"})
     _check_seed(plain.get("seed"))
-    plain.K = parse_horizons(plain.get("K"))
     try:
         OmegaConf.resolve(plain)
+        _epochs_to_steps(plain)
+        plain.K = parse_horizons(plain.get("K"))
         predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
         for key in sorted(OmegaConf.missing_keys(merged)):
@@ -43,7 +54,8 @@ def resolve(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
     assert isinstance(config, RunConfig)
-    config.predictors = _select(predictors)
+    config.predictors = _select(predictors, config.mode)
+    _fill_lr(config)
     _fill_thresholds(config)
     validate(config)
     return config
@@ -88,12 +100,17 @@ def validate(config: RunConfig) -> None:
     for beta in config.optimizer.betas or ():
         if not 0 <= beta < 1:
             raise ConfigError(f"optimizer.betas={list(config.optimizer.betas or ())} must lie in [0, 1)")
-    _choice("mode", config.mode, ("observe",))
+    _choice("mode", config.mode, ("observe", "leap"))
+    if config.mode == "leap":
+        _check_leap(config)
     _choice("train.precision", train.precision, ("float32", "bfloat16"))
     _choice("dataset.layout", config.dataset.layout, ("packed", "padded"))
-    _choice("dataset.source", config.dataset.source, ("stdlib", "hub", "text_files"))
+    _choice("dataset.source", config.dataset.source, ("stdlib", "hub", "text_files", "digits"))
     _choice("optimizer.name", config.optimizer.name, ("adamw", "sgd", "sgd_momentum"))
-    _choice("schedule.name", config.schedule.name, ("constant", "cosine", "wsd"))
+    _choice("optimizer.lr_from", config.optimizer.lr_from, ("given", "tuned", "published"))
+    _choice("schedule.name", config.schedule.name, ("constant", "cosine", "cosine_two_stage", "wsd"))
+    if config.schedule.name == "cosine_two_stage" and None in (config.schedule.restart_at, config.schedule.restart):
+        raise ConfigError("schedule=cosine_two_stage needs schedule.restart_at (steps) and schedule.restart (share)")
     _choice("logger", config.logger, ("none", "wandb"))
     _choice("model.init", config.init, ("scratch", "pretrained"))
     if train.interval > train.steps:
@@ -101,7 +118,7 @@ def validate(config: RunConfig) -> None:
             f"train.interval={train.interval} is larger than train.steps={train.steps}: no snapshot would ever be taken"
         )
     _check_protocols(config)
-    if config.predictors and K[-1] > train.steps - train.interval:
+    if config.predictors and K and K[-1] > train.steps - train.interval:
         raise ConfigError(
             f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
             f"{train.steps - train.interval}); lower K or raise train.steps={train.steps}"
@@ -112,6 +129,30 @@ def validate(config: RunConfig) -> None:
     fractions = config.landscape.fractions
     if config.landscape.enabled and (len(set(fractions)) < 2 or len(set(fractions)) < len(fractions) or 0 in fractions):
         raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
+
+
+def _check_leap(config: RunConfig) -> None:
+    leap = config.leap
+    _choice("leap.gate", leap.gate, GATES)
+    _choice("leap.rule", leap.rule, RULES)
+    _choice("leap.moments", leap.moments, MOMENTS)
+    _choice("leap.history", leap.history, ("keep", "clear"))
+    _choice("leap.buffers", leap.buffers, ("keep", "recompute"))
+    _choice("leap.scheduler", leap.scheduler, ("none", "pdt"))
+    if len(config.protocols) > 1:
+        raise ConfigError(f"mode=leap follows one protocol at a time, not {_names(config.protocols)}; use -m")
+    if config.predictors and len(config.horizons) > 1:
+        K = ",".join(map(str, config.horizons))
+        raise ConfigError(
+            f"mode=leap uses one K, not K=[{K}]; give one, as in K={config.horizons[0]}, or K={K} with -m"
+        )
+    if any(step < 1 for step in leap.follow):
+        raise ConfigError(f"leap.follow={leap.follow} must be steps after a leap, 1 or more each")
+    if leap.scheduler == "pdt" and config.predictors and config.horizons[0] % config.train.interval:
+        raise ConfigError(
+            f"leap.scheduler=pdt counts K in intervals; K={config.horizons[0]} is no multiple of "
+            f"train.interval={config.train.interval}"
+        )
 
 
 def _at_least(config: RunConfig, key: str, least: int) -> None:
@@ -151,15 +192,62 @@ def _check_protocols(config: RunConfig) -> None:
         )
 
 
-def _select(predictors: dict[str, Any]) -> dict[str, Any]:
-    """Drop `none`; chosen alone it drops the controls too."""
+def _select(predictors: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Drop `none`; chosen alone it drops the controls too. mode=leap has the one predictor that was asked for."""
     chosen = {name: spec for name, spec in predictors.items() if name != BASELINE}
-    asked = {name for name in chosen if name not in CONTROLS}
-    return {} if BASELINE in predictors and not asked else chosen
+    asked = [name for name in chosen if name not in CONTROLS]
+    if BASELINE in predictors and not asked:
+        return {}
+    if mode == "leap":
+        # What was chosen comes before the controls that every run has.
+        names = list(chosen)
+        asked = names[: names.index(asked[-1]) + 1] if asked else names[:1]
+        if len(asked) > 1:
+            raise ConfigError(
+                f"mode=leap follows one predictor at a time, not {', '.join(asked)}; with -m: "
+                f"predictor={','.join(asked)}"
+            )
+        return {name: chosen[name] for name in asked}
+    return chosen
+
+
+def _epochs_to_steps(plain: DictConfig) -> None:
+    """Replace "N epochs" by optimizer steps, epoch = dataset.examples // train.batch_size."""
+
+    def in_steps(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or not (match := EPOCHS.fullmatch(value)):
+            return value
+        examples, batch = OmegaConf.select(plain, "dataset.examples"), plain.train.batch_size
+        if not isinstance(examples, int) or not isinstance(batch, int) or not 1 <= batch <= examples:
+            name = OmegaConf.select(plain, "dataset.name")
+            raise ConfigError(
+                f"{key}={value} needs an epoch's length, but dataset={name} has dataset.examples={examples} and "
+                f"train.batch_size={batch}; give {key} in steps"
+            )
+        return int(match[1]) * (examples // batch)
+
+    for key in IN_EPOCHS:
+        if (value := OmegaConf.select(plain, key)) is not None:
+            OmegaConf.update(plain, key, in_steps(key, value))
+    K = plain.get("K")
+    plain.K = [in_steps("K", k) for k in K] if OmegaConf.is_list(K) or isinstance(K, list) else in_steps("K", K)
+
+
+def _fill_lr(config: RunConfig) -> None:
+    """optimizer.lr=tuned becomes the number that the committed tuning found for this method."""
+    lr = config.optimizer.lr
+    if isinstance(lr, str):
+        config.optimizer.lr = tuned_lr(config)
+        config.optimizer.lr_from = "tuned"
+    if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
+        raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
+    config.optimizer.lr = float(config.optimizer.lr)
 
 
 def _fill_thresholds(config: RunConfig) -> None:
     regime = config.regime
+    if not config.gated:
+        return
     _choice("regime.thresholds", regime.thresholds, ("published", "calibrated"))
     if regime.thresholds == "published":
         pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}

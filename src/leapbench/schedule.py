@@ -12,8 +12,9 @@ def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], 
     """position -> learning rate of the update that leaves this position.
 
     Args:
-        schedule: constant | cosine (to `floor` x peak) | wsd (linear to `floor` x peak over the last `decay` share),
-            each after `warmup` steps of linear warm-up.
+        schedule: constant | cosine (to `floor` x peak) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one
+            from `restart` x peak to `floor` after it, as in PDT's ImageNet runs) | wsd (linear to `floor` x peak over
+            the last `decay` share), each after `warmup` steps of linear warm-up from `warmup_from` x peak.
         peak: largest learning rate.
         steps: positions of the whole run.
     """
@@ -21,13 +22,23 @@ def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], 
 
     def factor(position: int) -> float:
         if position < warmup:
-            return (position + 1) / warmup
+            return schedule.warmup_from + (1 - schedule.warmup_from) * (position + 1) / warmup
         if schedule.name == "cosine":
-            progress = min(1.0, (position - warmup) / max(1, steps - warmup))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            return cosine(1.0, floor, warmup, steps, position)
+        if schedule.name == "cosine_two_stage":
+            assert schedule.restart_at is not None and schedule.restart is not None
+            if position < schedule.restart_at:
+                return cosine(1.0, floor, warmup, schedule.restart_at, position)
+            return cosine(schedule.restart, floor, schedule.restart_at, steps, position)
         if schedule.name == "wsd":
             span = max(1.0, schedule.decay * steps)
             return max(floor, 1 - (1 - floor) * max(0.0, position - (steps - span)) / span)
         return 1.0
 
     return lambda position: peak * factor(position)
+
+
+def cosine(high: float, low: float, start: int, end: int, position: int) -> float:
+    """Half a cosine from `high` at position `start` to `low` at `end`, and `low` after it."""
+    progress = min(1.0, (position - start) / max(1, end - start))
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * progress))

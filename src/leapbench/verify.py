@@ -6,6 +6,7 @@ The rules are pure: they take losses in nats as floats or arrays, and records ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from leapbench.weights import Layout
+
+RULES = ("strict", "adaptive", "proximity", "always", "falling")
 
 Forward = Callable[..., Any]
 LossFn = Callable[[Forward], float]
@@ -67,3 +70,51 @@ def sigma_recent(losses: ArrayLike, last: int | str = 5) -> NDArray[np.float64]:
         return np.full(len(values), values.std() if len(values) else 0.0)
     assert isinstance(last, int)
     return np.array([values[max(0, i + 1 - last) : i + 1].std() for i in range(len(values))])
+
+
+@dataclass
+class Rule:
+    """An acceptance rule at work: what it needs to know, and what it remembers.
+
+    `always` and `falling` never look at the candidate. `falling` accepts when the loss now is below the loss at the
+    checkpoint before: switching by the loss, in the manner of Tano et al., arXiv:2006.14371.
+
+    Args:
+        name: strict | adaptive | proximity | always | falling.
+        tolerance, two_sided: of `proximity`.
+        sigma_over: checkpoints behind the sigma of `adaptive`; "all" uses every one so far.
+    """
+
+    name: str
+    tolerance: float = 0.05
+    two_sided: bool = True
+    sigma_over: int | str = 5
+    losses: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.name not in RULES:
+            raise ValueError(f"rule={self.name} is unknown; use {' or '.join(RULES)}")
+
+    @property
+    def asks_now(self) -> bool:
+        """Whether it needs the loss of the live weights."""
+        return self.name != "always"
+
+    @property
+    def asks_candidate(self) -> bool:
+        """Whether it needs the loss of the candidate."""
+        return self.name not in ("always", "falling")
+
+    def see(self, loss_now: float) -> None:
+        """Remember the loss of the live weights at this checkpoint, nats."""
+        self.losses.append(loss_now)
+
+    def accepts(self, loss_pred: float, loss_now: float) -> bool:
+        """Whether the candidate may be adopted; losses in nats, nan where the rule does not ask."""
+        if self.name == "strict":
+            return bool(strict(loss_pred, loss_now))
+        if self.name == "adaptive":
+            return bool(adaptive(loss_pred, loss_now, sigma_recent(self.losses, self.sigma_over)[-1]))
+        if self.name == "proximity":
+            return bool(proximity(loss_pred, loss_now, self.tolerance, self.two_sided))
+        return self.name == "always" or (len(self.losses) > 1 and self.losses[-1] < self.losses[-2])

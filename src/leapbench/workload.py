@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from leapbench import datasets, models
 from leapbench.config import ConfigError, RunConfig
-from leapbench.datasets import Tokens
+from leapbench.tasks import IGNORED, Batch, task_of
 from leapbench.verify import Forward
 
-IGNORED = -100
-Batch = dict[str, Tensor]
+KEEP_BYTES = 1 << 30  # held-out images beyond this are read anew at every pass
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy, nats, and for images the share of right answers."""
+
+    loss: float
+    accuracy: float | None
 
 
 class Workload:
-    """A language model with its training stream, verification batches, validation batches and probes.
+    """A network with its training stream, verification batches, validation batches and probes.
 
-    Data order and initial weights are functions of (model, dataset, seed) only, never of predictor, K or mode, so runs
-    are paired. Verification sequences and probes are the same for every seed.
+    Data order, augmentation and initial weights are functions of (model, dataset, seed) only, never of predictor, K or
+    mode, so runs are paired. Held-out examples and probes are the same for every seed, but for those of :meth:`draw`.
 
     Attributes:
         model: on `device`, weights in float32.
@@ -38,59 +46,98 @@ class Workload:
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        data = datasets.load(config.dataset, config.cache)
-        self.sha256 = data.sha256
-        self.model: nn.Module = models.build(
-            config.model, data.vocab_size, config.dataset.tokens, seed_of(config, "init"), config.init
-        ).to(device)
-        self._train = data.train
+        self.task = task_of(config)
+        self.sha256 = self.task.sha256
+        self.model: nn.Module = self.task.model(seed_of(config, "init")).to(device)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-        if len(data.train.ids) < config.train.batch_size:
+        if self.task.sizes["train"] < config.train.batch_size:
             raise ConfigError(
-                f"dataset={config.dataset.name} has {len(data.train.ids)} training sequences, fewer than "
-                f"train.batch_size={config.train.batch_size}; give it more text or lower the batch size"
+                f"dataset={config.dataset.name} has {self.task.sizes['train']} training {self.task.unit}, fewer than "
+                f"train.batch_size={config.train.batch_size}; give it more data or lower the batch size"
             )
-        held_out = _shuffled(data.verification, config, "verification", config.verify.sequences + config.regime.probes)
-        self.verification = self._fixed(
-            data.verification, held_out[: config.verify.sequences], config.verify.batch_size
-        )
-        self._probes = self._fixed(data.verification, held_out[config.verify.sequences :], config.verify.batch_size)
-        for batch in self._probes:
-            for key in batch:
-                batch[key] = batch[key][:, : config.regime.probe_tokens]
-        scored = _shuffled(data.validation, config, "validation", config.eval.sequences)
-        self.validation = self._fixed(data.validation, scored, config.eval.batch_size)
+        sequences, size = config.verify.sequences, config.verify.batch_size
+        held_out = self._shuffled("verification", sequences + config.regime.probes)
+        self.verification = self._fixed("verification", held_out[:sequences], size)
+        self._probes = [self.task.probe(batch) for batch in self._fixed("verification", held_out[sequences:], size)]
+        scored = self._shuffled("validation", config.eval.sequences)
+        self.validation = self._fixed("validation", scored, config.eval.batch_size)
+        self._drawn: Iterable[Batch] | None = None
         self.forward: Forward = torch.compile(self.model) if config.train.compile else self.model
 
     def train_batch(self, index: int) -> Batch:
         """The batch of the `index`-th update (0-based): epoch after epoch, each in an order of its own."""
-        size, total = self.config.train.batch_size, len(self._train.ids)
+        size, total = self.config.train.batch_size, self.task.sizes["train"]
         per_epoch = total // size
         epoch, within = divmod(index, per_epoch)
         if epoch != self._epoch:
             rng = np.random.default_rng([seed_of(self.config, "data"), epoch])
-            self._epoch, self._order = epoch, rng.permutation(total)
-        return self._batch(self._train, self._order[within * size : (within + 1) * size])
+            order = rng.permutation(total)
+            self._epoch, self._order = epoch, np.repeat(order, self.task.repeats)[:total]
+        seed = (seed_of(self.config, "augment"), index)
+        return self._moved(self.task.train_batch(self._order[within * size : (within + 1) * size], seed))
 
     def loss(self, forward: Forward, batch: Batch) -> Tensor:
-        """Mean cross-entropy per target token, nats; a scalar with its graph."""
+        """Mean cross-entropy per answer (target token or image), nats; a scalar with its graph."""
         logits, targets = self._predict(forward, batch)
         return cross_entropy(logits, targets, ignore_index=IGNORED)
 
     def verification_loss(self, forward: Forward) -> float:
         """Loss on the verification batches, nats."""
-        return self._mean_loss(forward, self.verification)
+        return self._score(forward, self.verification).loss
 
     def validation_loss(self, forward: Forward) -> float:
         """Loss on the validation batches, nats."""
-        return self._mean_loss(forward, self.validation)
+        return self._score(forward, self.validation).loss
+
+    def score(self, forward: Forward, split: str) -> Score:
+        """Loss and accuracy on the fixed batches of `verification` or `validation`."""
+        return self._score(forward, {"verification": self.verification, "validation": self.validation}[split])
+
+    def draw(self, index: int) -> None:
+        """Choose the verification examples of the `index`-th draw: a function of (model, dataset, seed) and `index`."""
+        rng = np.random.default_rng([seed_of(self.config, "draw"), index])
+        chosen = rng.choice(self.task.sizes["verification"], self.config.verify.sequences, replace=False)
+        self._drawn = self._fixed("verification", chosen, self.config.verify.batch_size)
+
+    def drawn_loss(self, forward: Forward) -> float:
+        """Loss on the examples last drawn, nats."""
+        assert self._drawn is not None, "draw comes before drawn_loss"
+        return self._score(forward, self._drawn).loss
 
     def probe_states(self) -> tuple[Tensor, Tensor | None]:
-        """The probes' hidden states after the last norm, (P, T, d), and their mask (P, T) if any are padded."""
+        """The probes' states before the output layer, (P, T, d), T = 1 for images; their mask (P, T) if padded."""
         with self._scoring(), self.autocast():
-            hidden = torch.cat([models.final_hidden(self.model, batch) for batch in self._probes])
+            hidden = torch.cat([self.task.hidden(self.model, batch) for batch in self._probes])
         masks = [batch["attention_mask"] for batch in self._probes if "attention_mask" in batch]
         return hidden, torch.cat(masks) if masks else None
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's buffers by name, live: what a checkpoint keeps beside the weights."""
+        return dict(self.model.named_buffers())
+
+    def load_buffers(self, saved: dict[str, Tensor]) -> None:
+        """Take the buffers from a checkpoint."""
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(saved[name])
+
+    def recompute_buffers(self, batches: int = 25) -> None:
+        """Set batch norm's running statistics to those of the live weights: means over the first training batches.
+
+        Weights, gradients and random states stay as they are. Without batch norm nothing is done.
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not norms:
+            return
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        with self._scoring():
+            for norm in norms:
+                norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
+                norm.momentum = None  # a plain mean over the batches
+                norm.train()
+            for index in range(batches):
+                self._predict(self.model, self.train_batch(index))
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 where the configuration asks for it, nothing otherwise."""
@@ -99,21 +146,20 @@ class Workload:
 
     def _predict(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-            logits = forward(**inputs, use_cache=False).logits
-        targets = batch["input_ids"]
-        if "attention_mask" in batch and not self.config.pad_in_loss:
-            targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten()
+            logits = forward(**self.task.inputs(batch)).logits
+        return self.task.answers(logits, batch)
 
-    def _mean_loss(self, forward: Forward, batches: list[Batch]) -> float:
+    def _score(self, forward: Forward, batches: Iterable[Batch]) -> Score:
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
         with self._scoring():
             for batch in batches:
                 logits, targets = self._predict(forward, batch)
                 total += cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
                 count += int((targets != IGNORED).sum()) if "attention_mask" in batch else targets.numel()
-        return float(total) / count
+                if self.task.counts_right:
+                    right += (logits.argmax(1) == targets).sum()
+        return Score(float(total) / count, int(right) / count if self.task.counts_right else None)
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -125,11 +171,37 @@ class Workload:
         finally:
             self.model.train()
 
-    def _fixed(self, tokens: Tokens, chosen: np.ndarray, batch_size: int) -> list[Batch]:
-        return [self._batch(tokens, chosen[i : i + batch_size]) for i in range(0, len(chosen), batch_size)]
+    def _shuffled(self, split: str, wanted: int) -> np.ndarray:
+        """`wanted` numbers in an order that depends on the split's name and size only."""
+        found, unit = self.task.sizes[split], self.task.unit
+        if found < wanted:
+            need = "verify.sequences + regime.probes" if split == "verification" else "eval.sequences"
+            raise ConfigError(
+                f"dataset={self.config.dataset.name} has {found} {split} {unit} but {need} asks for {wanted}; "
+                "lower it or give the dataset more data"
+            )
+        return np.random.default_rng(len(split)).permutation(found)[:wanted]
 
-    def _batch(self, tokens: Tokens, indices: np.ndarray) -> Batch:
-        return {key: value.to(self.device, non_blocking=True) for key, value in tokens.batch(indices).items()}
+    def _fixed(self, split: str, chosen: np.ndarray, size: int) -> Iterable[Batch]:
+        """Batches that can be gone through again and again, kept on the device while they fit."""
+        batches = HeldOut(self, split, [chosen[i : i + size] for i in range(0, len(chosen), size)])
+        return list(batches) if len(chosen) * self.task.keep_bytes <= KEEP_BYTES else batches
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out batches that are read anew at every pass."""
+
+    workload: Workload
+    split: str
+    chosen: list[np.ndarray]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for numbers in self.chosen:
+            yield self.workload._moved(self.workload.task.batch(self.split, numbers))
 
 
 def seed_of(config: RunConfig, purpose: str) -> int:
@@ -138,12 +210,6 @@ def seed_of(config: RunConfig, purpose: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def _shuffled(tokens: Tokens, config: RunConfig, split: str, wanted: int) -> np.ndarray:
-    """`wanted` indices in an order that depends on the split's name and size only."""
-    if len(tokens.ids) < wanted:
-        need = "verify.sequences + regime.probes" if split == "verification" else "eval.sequences"
-        raise ConfigError(
-            f"dataset={config.dataset.name} has {len(tokens.ids)} {split} sequences but {need} asks for {wanted}; "
-            "lower it or give the dataset more text"
-        )
-    return np.random.default_rng(len(split)).permutation(len(tokens.ids))[:wanted]
+def build(config: RunConfig, device: torch.device) -> Workload:
+    """The workload that a configuration describes, of texts or of images."""
+    return Workload(config, device)

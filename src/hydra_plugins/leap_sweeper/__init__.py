@@ -1,16 +1,17 @@
 """`hydra/sweeper=leap`: integer ranges such as `seed=0-4`, and one job for all cells that share a training.
 
 In observe mode training does not depend on `predictor` or `K`, so swept values of these two become lists in one job
-per remaining cell. Every job is composed and validated before the first one starts or anything is written.
+per remaining cell. In leap mode every cell is a job of its own. Every job is composed and validated before the first
+one starts or anything is written; cells that differ in their seed alone are composed once.
 """
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 FOLDED = ("predictor", "K")
 RANGE = re.compile(r"(\d+)-(\d+)")
+SEED = re.compile(r"seed=(\d+)")
 
 Axes = dict[str, list[str]]
 
@@ -34,9 +36,17 @@ class LeapSweeperConf:
     params: dict[str, str] | None = None
     ranges: list[str] = field(default_factory=lambda: ["seed"])  # keys whose A-B means A, A+1, ..., B
     fold: bool = True  # False: one job per cell, with the same numbers
+    dry_run: bool = False  # True: print one line of JSON per job, with its run id and folder, and run nothing
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="leap", node=LeapSweeperConf, provider="leapbench")
+
+
+class Job(NamedTuple):
+    """One job: its overrides, and the :class:`leapbench.config.RunConfig` that they resolve to."""
+
+    overrides: list[str]
+    config: Any
 
 
 class LeapSweeper(BasicSweeper):
@@ -48,10 +58,12 @@ class LeapSweeper(BasicSweeper):
         params: dict[str, str] | None = None,
         ranges: Sequence[str] = ("seed",),
         fold: bool = True,
+        dry_run: bool = False,
     ) -> None:
         super().__init__(max_batch_size, params)
         self.ranges = tuple(ranges)
         self.fold = fold
+        self.dry_run = dry_run
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         """Carry out the cartesian product of `arguments`.
@@ -62,33 +74,36 @@ class LeapSweeper(BasicSweeper):
         """
         from leapbench.cli import summarise
         from leapbench.config import ConfigError
+        from leapbench.progress import PlannedRun
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise ConfigError(f"hydra.sweeper.max_batch_size={self.max_batch_size} must be 1 or more")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = self.plan(parser.parse_overrides([*self._parse_config(), *arguments]))
+        if self.dry_run:
+            for job in jobs:
+                print(PlannedRun.of(job.config).line())
+            return []
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
         done = 0
-        for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
+        for batch in self.split_overrides_to_chunks([job.overrides for job in jobs], self.max_batch_size):
             returns.append(self.launcher.launch(batch, initial_job_idx=done))
             done += len(batch)
         line = summarise(_result(job) for batch_returns in returns for job in batch_returns)
         print(line, flush=True)
         return returns
 
-    def plan(self, overrides: list[Override]) -> list[list[str]]:
-        """The jobs, each a list of overrides; all of them compose and validate.
+    def plan(self, overrides: list[Override]) -> list[Job]:
+        """The jobs; all of them compose and validate.
 
         Raises:
             ConfigError: if one does not.
         """
-        from leapbench.resolve import resolve
-
         axes: Axes = {}
         swept: set[str] = set()
         for override in overrides:
@@ -99,18 +114,13 @@ class LeapSweeper(BasicSweeper):
             key: [_as_list(values)] if key in FOLDED and key in swept and len(values) > 1 else values
             for key, values in axes.items()
         }
-        jobs = _jobs(folded)
         if self.fold and folded != axes and "mode" not in swept:
-            configs = [self._compose(job) for job in jobs]
-            if all(config.get("mode") == "observe" for config in configs):
-                for config in configs:
-                    resolve(config)
+            cells = self._composed(_jobs(folded))
+            if all(config.get("mode") == "observe" for config in cells.values()):
+                jobs = _resolved(_jobs(folded), cells)
                 print(f"{len(_jobs(axes))} cells in {len(jobs)} jobs", flush=True)
                 return jobs
-        jobs = _jobs(axes)
-        for job in jobs:
-            resolve(self._compose(job))
-        return jobs
+        return _resolved(_jobs(axes), self._composed(_jobs(axes)))
 
     def _values(self, override: Override) -> list[str]:
         """What `override` stands for, as strings: one value, a sweep's values, or a range's integers."""
@@ -140,6 +150,15 @@ class LeapSweeper(BasicSweeper):
             expanded.extend(str(number) for number in range(first, last + 1))
         return list(dict.fromkeys(expanded))
 
+    def _composed(self, jobs: list[list[str]]) -> dict[tuple[str, ...], DictConfig]:
+        """The configuration of every cell, by its overrides but the seed; composed with the first seed it has."""
+        cells: dict[tuple[str, ...], DictConfig] = {}
+        for job in jobs:
+            cell = _cell(job)
+            if cell not in cells:
+                cells[cell] = self._compose(job)
+        return cells
+
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         assert self.config is not None and self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -154,6 +173,29 @@ def _jobs(axes: Axes) -> list[list[str]]:
         [f"{key}={value}" if value or key[0] != "~" else key for value in values] for key, values in axes.items()
     ]
     return [list(job) for job in product(*choices)]
+
+
+def _cell(job: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of a job without its seed. A job whose other overrides read the seed is a cell of its own."""
+    rest = tuple(override for override in job if not SEED.fullmatch(override))
+    return tuple(job) if any("seed}" in override for override in rest) else rest
+
+
+def _resolved(jobs: list[list[str]], cells: dict[tuple[str, ...], DictConfig]) -> list[Job]:
+    """The jobs with their configurations; of a cell's seeds the first is resolved, the others only differ in it."""
+    from leapbench.resolve import resolve
+
+    known: dict[tuple[str, ...], Any] = {}
+    found: list[Job] = []
+    for job in jobs:
+        cell = _cell(job)
+        seeds = [int(match[1]) for override in job if (match := SEED.fullmatch(override))]
+        if cell not in known:
+            known[cell] = resolve(cells[cell])
+            found.append(Job(job, known[cell]))
+        else:
+            found.append(Job(job, replace(known[cell], seed=seeds[0])))
+    return found
 
 
 def _as_list(values: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Text as arrays of token ids: :func:`load` returns the three splits of a data set, tokenised once and cached.
 
 A source is one file with `open_corpus(cfg) -> Corpus`; it knows where documents come from and how they are split. Here
-they become sequences, which are stored under a hash of everything they depend on and opened as memory maps.
+they become sequences, which are stored under a hash of everything they depend on and opened as memory maps. Labelled
+images come from :func:`load_images`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 
 from leapbench.config import ConfigError, DatasetConfig
-from leapbench.datasets import hub, stdlib, text_files
+from leapbench.datasets import digits, hub, hub_images, stdlib, text_files
 from leapbench.datasets.corpus import SPLITS
+from leapbench.datasets.images import ImageSplits
 from leapbench.datasets.tokenize import Tokenizer, batches, identity
 
 SOURCES = {"stdlib": stdlib, "text_files": text_files, "hub": hub}
+IMAGE_SOURCES = {"digits": digits, "hub": hub_images}
 VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
 
 
@@ -77,6 +80,11 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
         raise ConfigError(
             f"dataset.hold_out_last={cfg.hold_out_last} needs dataset.source=hub; others split by document"
         )
+    if cfg.source not in SOURCES or cfg.tokens is None:
+        raise ConfigError(
+            f"dataset.source={cfg.source} is read as text, which needs dataset.tokens and dataset.source="
+            f"{' or '.join(SOURCES)}"
+        )
     corpus = SOURCES[cfg.source].open_corpus(cfg)
     tokenizer_id, make_tokenizer = identity(cfg)
     parts = (VERSION, cfg.source, corpus.sha256, tokenizer_id, cfg.layout, cfg.tokens, cfg.min_characters,
@@ -104,6 +112,24 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
     meta = json.loads((folder / "meta.json").read_text())
     train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
     return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
+
+
+def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
+    """The labelled images `cfg` describes; those of the hub are kept under `cache_dir` as the `datasets` library does.
+
+    Raises:
+        ConfigError: one line, for a source that cannot be had or keys that do not fit it.
+    """
+    image = cfg.image
+    assert image is not None
+    if cfg.source not in IMAGE_SOURCES:
+        raise ConfigError(f"dataset.source={cfg.source} has no images; use {' or '.join(IMAGE_SOURCES)}")
+    if image.loading not in ("resident", "streamed"):
+        raise ConfigError(f"dataset.image.loading={image.loading} is unknown; use resident or streamed")
+    for key in ("size", "channels", "classes", "held_out", "repeats", "workers"):
+        if getattr(image, key) < 1:
+            raise ConfigError(f"dataset.image.{key}={getattr(image, key)} must be 1 or more")
+    return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
 
 
 def _publish(draft: Path, folder: Path) -> None:

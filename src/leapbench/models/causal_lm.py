@@ -44,7 +44,7 @@ def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: str) 
             f"dataset.tokens={tokens} is longer than the context of model={cfg.name}; "
             f"use at most model.config.{name}={context}"
         )
-    with _seeded(seed):
+    with seeded(seed):
         if init == "scratch":
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
@@ -104,7 +104,7 @@ def _fetch(cfg: ModelConfig, kind: Any, **arguments: Any) -> Any:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the CPU's random numbers inside, and put its state back after; other devices' are not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

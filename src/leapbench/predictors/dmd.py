@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,11 +13,11 @@ from torch import Tensor
 
 from leapbench.history import History
 from leapbench.predictors.base import spacing
-from leapbench.weights import combine
+from leapbench.weights import Entry, Layout, combine
 
 Array = NDArray[np.float64]
 
-SCOPES = ("global", "tensor")
+SCOPES = ("global", "tensor", "group")
 # Singular values below this share of the largest are rounding, not data, and never used. Float64 squares leave noise of
 # about 1e-8 of the largest, float32 snapshots of about 6e-8.
 SMALLEST = 1e-7
@@ -48,7 +51,9 @@ class Dmd:
         context: h >= 2, snapshots the system is fitted to.
         rank: 0 = Gavish and Donoho's hard threshold, 1 or more = that many modes, a float in (0, 1) = the fewest modes
             with that share of the energy (sum of squared singular values), -1 = all.
-        scope: global = one system for all weights; tensor = one for each tensor of the layout.
+        scope: global = one system for all weights; tensor = one for each tensor of the layout; group = one for each
+            component of a numbered block and for each other module (PDT-Layerwise, see `group_of`). A system whose
+            snapshots are all zero keeps its weights.
 
     Raises:
         ValueError: a setting outside these; in `predict` fewer snapshots than `context`, uneven ones, weights that are
@@ -74,26 +79,96 @@ class Dmd:
         if K < 0:
             raise ValueError(f"dmd predicts ahead: K={K} must be 0 or more")
         h = history.last(self.context)
-        tau = K / spacing(h.steps)
+        return self._run(h, K / spacing(h.steps))
+
+    def _run(self, h: History, tau: float) -> Tensor:
+        """Weights tau intervals after the newest of exactly the snapshots that are fitted: (N,) float32."""
         out = h.empty_vector()
-        places = [slice(0, out.numel())]
-        if self.scope == "tensor":
-            places = [slice(entry.offset, entry.offset + entry.size) for entry in h.layout]
-        for place in places:
-            self._fill(out[place], [snapshot.weights[place] for snapshot in h.snapshots], tau)
+        for system, places in self._systems(h):
+            for place in places:
+                system.run([s.weights[place] for s in h.snapshots], tau, out[place])
         return out
 
-    def _fill(self, out: Tensor, vectors: list[Tensor], tau: float) -> None:
-        """Predict one system: `vectors` (n,) from oldest to newest, `out` (n,)."""
-        gram = gram_of(vectors)
-        if not np.isfinite(gram).all():
-            raise ValueError("dmd needs finite weights: a snapshot holds inf or nan")
-        coefficients = np.append(displacement(gram, tau, self.rank, rows=out.numel()), 1.0)
+    def _systems(self, h: History) -> Iterator[tuple[System, list[slice]]]:
+        """Every system of the scope, fitted to all snapshots of `h`, and where its weights lie."""
+        for entries in groups(h.layout, self.scope):
+            places = self._places(entries)
+            grams = [gram_of([s.weights[place] for s in h.snapshots]) for place in places]
+            gram = np.sum(grams, axis=0)
+            if not np.isfinite(gram).all():
+                raise ValueError("dmd needs finite weights: a snapshot holds inf or nan")
+            yield System(gram, self.rank, rows=sum(entry.size for entry in entries)), places
+
+    def _places(self, entries: list[Entry]) -> list[slice]:
+        """The entries' places, in as few pieces as possible."""
+        return runs(entries)
+
+
+@dataclass(frozen=True)
+class System:
+    """One linear system, known by the dot products of its snapshots.
+
+    Attributes:
+        gram: (h, h), oldest snapshot first.
+        rank: as in `Dmd`.
+        rows: n, its weights.
+    """
+
+    gram: Array
+    rank: int | float
+    rows: int
+
+    def displacement(self, tau: float) -> Array:
+        """c (h-1,): in tau intervals the newest snapshot moves by X c."""
+        return displacement(self.gram, tau, self.rank, self.rows)
+
+    def run(self, vectors: list[Tensor], tau: float, out: Tensor) -> None:
+        """out = a + X c for any part (n,) of the snapshots, oldest first."""
+        self.sum(vectors, np.append(self.displacement(tau), 1.0), out)
+
+    def sum(self, vectors: list[Tensor], coefficients: Array, out: Tensor) -> None:
+        """out = sum_i coefficients[i] vectors[i] over as many of the oldest snapshots, inf where it may overflow."""
         # No weight exceeds its snapshot's norm, so no partial sum can exceed this; a nan fails the comparison too.
-        if np.abs(coefficients) @ np.sqrt(gram.diagonal()) < LARGEST:
-            combine(vectors, coefficients.tolist(), out)
+        if np.abs(coefficients) @ np.sqrt(self.gram.diagonal()[: len(coefficients)]) < LARGEST:
+            combine(vectors[: len(coefficients)], coefficients.tolist(), out)
         else:
             out.fill_(torch.inf)
+
+
+def groups(layout: Layout, scope: str) -> list[list[Entry]]:
+    """The entries of each system, in the order of the layout."""
+    if scope == "global":
+        return [list(layout)]
+    found: dict[str, list[Entry]] = {}
+    for entry in layout:
+        found.setdefault(group_of(entry.name) if scope == "group" else entry.name, []).append(entry)
+    return list(found.values())
+
+
+def group_of(name: str) -> str:
+    """The PDT-Layerwise group of a parameter.
+
+    A component of a numbered block (`transformer.h.0.attn`, `vit.layers.11.mlp`, `features.3`), counted from the first
+    number in the name (a ResNet's `resnet.encoder.stages.0.layers`, a stage); elsewhere the module below the model's
+    own (`transformer.wte`, `vit.embeddings`, `classifier`). PDT's code does the same for torchvision's ViT, by its
+    names (`encoder.layers.<block>.<component>`, else the first word), and skips a group whose SVD fails.
+    """
+    modules = name.split(".")[:-1]
+    for i, module in enumerate(modules):
+        if module.isdigit():
+            return ".".join(modules[: i + 2])
+    return ".".join(modules[:2]) or name
+
+
+def runs(entries: list[Entry]) -> list[slice]:
+    """The places of entries in ascending order, neighbours joined."""
+    places: list[slice] = []
+    for entry in entries:
+        if places and places[-1].stop == entry.offset:
+            places[-1] = slice(places[-1].start, entry.offset + entry.size)
+        else:
+            places.append(slice(entry.offset, entry.offset + entry.size))
+    return places
 
 
 def gram_of(vectors: list[Tensor]) -> Array:

@@ -1,0 +1,59 @@
+"""scikit-learn's bundled handwritten digits: 1,797 images of 8 x 8 pixels, in every install, nothing to download.
+
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (its test set).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from leapbench.config import ConfigError, DatasetConfig
+from leapbench.datasets.images import ImageSplits, Resident
+
+WHITE = 16  # pixels count the dark dots in a square of 4 x 4
+VALIDATION = 300
+SPLIT_SEED = 0
+
+
+def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
+    """The digits, dealt to the splits so that each has every class in the same share; the split is always the same.
+
+    Raises:
+        ConfigError: a key that does not fit these images.
+    """
+    from sklearn.datasets import load_digits
+
+    image = cfg.image
+    assert image is not None
+    data = load_digits()
+    pixels, labels = data.images.astype(np.uint8), data.target.astype(np.int64)
+    if image.loading != "resident" or image.classes != 10:
+        raise ConfigError("dataset.source=digits needs dataset.image.loading=resident and dataset.image.classes=10")
+    train = len(labels) - VALIDATION - image.held_out
+    if not 0 < train < len(labels) - VALIDATION:
+        raise ConfigError(
+            f"dataset.image.held_out={image.held_out} does not fit: {len(labels) - VALIDATION} of the digits are not "
+            "validation; keep at least one for verification and one for training"
+        )
+    order = stratified(labels, np.random.default_rng(SPLIT_SEED))
+    channels = torch.from_numpy(pixels)[:, None].expand(-1, image.channels, -1, -1)
+    parts = [
+        Resident(channels[chosen], torch.from_numpy(labels)[chosen], WHITE, image)
+        for chosen in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
+    ]
+    sha256 = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    return ImageSplits(*parts, sha256)
+
+
+def stratified(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random order (n,) of which every stretch has the classes in about their shares."""
+    order = rng.permutation(len(labels))
+    share = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
+    return np.argsort(share, kind="stable")

@@ -1,0 +1,72 @@
+"""Image classifiers, from scratch: those of `transformers` by config class, and the networks of `convnets`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+
+from leapbench.config import ConfigError, ModelConfig
+from leapbench.models.causal_lm import seeded
+from leapbench.models.convnets import FCN, AlexNet
+
+OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
+USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
+
+
+def build_image_classifier(
+    cfg: ModelConfig, channels: int, size: int, classes: int, seed: int, init: str
+) -> nn.Module:
+    """A network for images (B, channels, size, size) of `classes` classes: float32 weights, training mode.
+
+    The weights depend on `cfg`, the images' shape and `seed` alone; torch's global random state is left as it was.
+
+    Raises:
+        ConfigError: an unknown class or argument, a network that cannot take such images, or pretrained weights.
+    """
+    if init != "scratch":
+        raise ConfigError(f"model={cfg.name} has no pretrained weights; use model.init=scratch")
+    if cfg.config.get("num_labels", classes) < classes:
+        raise ConfigError(f"model.config.num_labels={cfg.config['num_labels']} is below the data's {classes} classes")
+    shape = {"num_channels": channels, "num_labels": classes}
+    try:
+        with seeded(seed):
+            if cfg.model_type in OWN:
+                model = OWN[cfg.model_type](**shape | cfg.config)
+            else:
+                model = _of_transformers(cfg, shape, size)
+        with torch.no_grad():
+            probe = torch.zeros(1, channels, size, size, device=next(model.parameters()).device)
+            model.eval()(pixel_values=probe)
+    except ConfigError:
+        raise
+    except (StrictDataclassError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"model.config of {cfg.name} is not valid: {' '.join(str(error).split())}") from None
+    return model.train()
+
+
+def final_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """What the classifier sees of images (B, C, H, W): pooled features (B, d)."""
+    if isinstance(model, FCN | AlexNet):
+        return model.features(pixel_values)
+    output = cast(nn.Module, model.base_model)(pixel_values=pixel_values)
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def _of_transformers(cfg: ModelConfig, shape: dict[str, int], size: int) -> nn.Module:
+    try:
+        defaults = transformers.AutoConfig.for_model(cfg.model_type)
+    except ValueError:
+        raise ConfigError(f"model.model_type={cfg.model_type} is unknown; {USE}") from None
+    if type(defaults) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ConfigError(f"model={cfg.name} does not classify images; {USE}")
+    unknown = [key for key in cfg.config if not hasattr(defaults, key)]
+    if unknown:
+        raise ConfigError(f"model.config.{unknown[0]} is no argument of {type(defaults).__name__}")
+    arguments = shape | ({"image_size": size} if hasattr(defaults, "image_size") else {}) | cfg.config
+    config = transformers.AutoConfig.for_model(cfg.model_type, **arguments)
+    return transformers.AutoModelForImageClassification.from_config(config, dtype=torch.float32)

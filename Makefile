@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 NAME ?=
 ARGS ?=
 
-.PHONY: setup demo test lint sweep tables report bench
+.PHONY: setup demo test lint sweep tune tables report bench
 
 setup: $(STAMP)
 
@@ -36,6 +36,14 @@ lint: setup
 sweep: setup
 	@test -n "$(NAME)" || { echo "which one? make sweep NAME=$$(ls sweeps | sed 's/.yaml//' | paste -sd '|')" >&2; exit 2; }
 	$(BIN)/python scripts/sweep.py $(NAME) $(if $(ARGS),-- $(ARGS))
+
+# Learning rates of the embedded workloads: of plain training first, then of every method around it. A sweep ends with 1
+# where runs diverged, as the largest rates may; what is missing scripts/tune.py names.
+tune: setup
+	for name in tune_stdlib tune_digits tune_stdlib_methods tune_digits_methods; do \
+		$(BIN)/python scripts/sweep.py $$name $(if $(ARGS),-- $(ARGS)) || test $$? -eq 1 || exit 2; \
+		$(BIN)/python scripts/tune.py $$name || exit 2; \
+	done
 
 tables: setup
 	$(BIN)/python scripts/aggregate.py $(ARGS)

@@ -115,6 +115,11 @@ class Screen:
                 self.err.write(self.shown)
                 self.err.flush()
 
+    def finish(self, line: str) -> None:
+        """Leave `line` where the progress line was."""
+        self.shown = ""
+        self.write(f"{line}\n", self.err)
+
 
 def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path = PROJECT) -> int:
     """Run one command line to its end, calling `tick` every LOOK_S seconds; its exit status."""
@@ -158,19 +163,21 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
         progress.look()
         screen.progress(progress.line(), time.monotonic())
 
-    for line, planned in zip(lines, plans, strict=True):
-        left = progress.still_open(planned)
-        state = f"{len(left)} of {len(planned)} runs to do" if left else f"all {len(planned)} runs have ended"
-        screen.write(f"{shlex.join(['python', *line])}\n  # {state}\n", screen.out)
-        if not left:
-            continue
-        tick()
-        status = execute(line, screen, tick, cwd)
-        progress.look()
-        if status not in (0, RUNS_FAILED):
-            return status
-        worst = max(worst, status)
-    screen.write(f"{progress.line()} ({duration(progress.now() - progress.start)})\n", screen.err)
+    try:
+        for line, planned in zip(lines, plans, strict=True):
+            left = progress.still_open(planned)
+            state = f"{len(left)} of {len(planned)} runs to do" if left else f"all {len(planned)} runs have ended"
+            screen.write(f"{shlex.join(['python', *line])}\n  # {state}\n", screen.out)
+            if not left:
+                continue
+            tick()
+            status = execute(line, screen, tick, cwd)
+            progress.look()
+            if status not in (0, RUNS_FAILED):
+                return status
+            worst = max(worst, status)
+    finally:
+        screen.finish(f"{progress.line()} ({duration(progress.now() - progress.start)})")
     return worst
 
 

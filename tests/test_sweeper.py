@@ -1,6 +1,7 @@
 """Ranges, folding and early validation, on jobs composed from conf/ with nothing launched."""
 
 import runpy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
 from leapbench.config import ConfigError
+from leapbench.progress import PlannedRun
 from leapbench.resolve import resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -186,6 +188,36 @@ def test_sweep_outlives_failing_jobs_and_sums_up(sweeper, tmp_path):
     assert list(kept) == [*BASE, "seed=0-4", "predictor=linear"]
 
 
+def test_a_dry_run_prints_its_jobs_and_runs_nothing(sweeper, tmp_path, capsys):
+    typed = ("seed=0-1", "mode=leap", "K=5", "predictor=linear", f"hydra.sweep.dir={tmp_path}/sweep")
+    own = sweeper(typed, dry_run=True)
+    own.launcher = object()  # a launch would fail
+    assert own.sweep([*BASE, *typed[:4], "predictor=linear,none", "suite=s", f"results_dir={tmp_path}"]) == []
+    runs = [PlannedRun.parse(line) for line in capsys.readouterr().out.splitlines()]
+    assert len({run.run_id for run in runs}) == 4
+    assert all(run.folder == tmp_path / "s" / run.run_id for run in runs)
+    assert [run.kind for run in runs[:1] + runs[-1:]] == [("gpt2_nano", "stdlib", "linear"), ("gpt2_nano", "stdlib")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_seeds_of_a_cell_are_composed_once_with_the_same_identity(sweeper):
+    own, compose_one, composed = sweeper(), sweeper()._compose, []
+    own._compose = lambda job: (composed.append(job), compose_one(job))[1]
+    jobs = own.plan(OverridesParser.create().parse_overrides([*BASE, "protocol=exact,paper", "seed=0-2"]))
+    assert len(composed) == 2
+    alone = [resolve(compose("config", job.overrides)).run_id for job in jobs]
+    assert [job.config.run_id for job in jobs] == alone
+    assert len(set(alone)) == 6
+
+
+def test_a_cell_that_reads_the_seed_is_composed_for_each(sweeper):
+    arguments = [*BASE, "seed=1,2", "optimizer.lr=${seed}"]
+    jobs = sweeper().plan(OverridesParser.create().parse_overrides(arguments))
+    assert [job.config.optimizer.lr for job in jobs] == [1.0, 2.0]
+    conf = [path for path in (PROJECT / "conf").rglob("*.yaml") if "seed}" in path.read_text()]
+    assert conf == [], "the sweeper composes the seeds of a cell once; no yaml may read the seed"
+
+
 def test_a_sweep_without_failures_returns(sweeper, tmp_path, capsys):
     own = sweeper(("seed=0-1", f"hydra.sweep.dir={tmp_path}"))
     own.launcher = Launcher("completed", "completed")
@@ -200,17 +232,37 @@ def test_every_way_to_choose_predictors_composes(sweeper, choice):
     assert set(config.predictors) == (set() if choice == "none" else names | {"persistence", "average"})
 
 
+@pytest.fixture
+def known_rates(monkeypatch):
+    """Every learning rate has been tuned."""
+    monkeypatch.setattr("leapbench.resolve.tuned_lr", lambda config: 0.01)
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiments_compose(sweeper, path):
+def test_experiments_compose(sweeper, known_rates, path):
     config = resolve(compose("config", [f"experiment={path.stem}", *BASE]))
-    assert config.horizons == [5, 10, 25, 50, 75, 100]
-    assert (config.train.steps, config.train.interval, config.schedule.warmup) == (2000, 50, 100)
+    if path.stem.startswith("leap_verify"):
+        assert config.horizons == [5, 10, 25, 50, 75, 100]
+        assert (config.train.steps, config.train.interval, config.schedule.warmup) == (2000, 50, 100)
+    if path.stem.startswith("ttb_"):
+        published = path.stem.endswith("_published")
+        assert (config.mode, config.optimizer.lr_from) == ("leap", "published" if published else "tuned")
+        assert config.horizons[0] % config.train.interval == 0  # PDT's tau counts snapshot intervals
+
+
+def specs() -> dict[str, dict[str, Any]]:
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((PROJECT / "sweeps").glob("*.yaml"))}
+
+
+def axes_of(spec: dict[str, Any], own: dict[str, Any]) -> dict[str, list[str]]:
+    axes = spec.get("axes", {}) | own.get("axes", {})
+    return {key: [str(v) for v in value] if isinstance(value, list) else [str(value)] for key, value in axes.items()}
 
 
 def command_lines() -> list[tuple[str, ...]]:
-    """Every distinct command line of sweeps/*.yaml; tables that share runs share it."""
+    """Every distinct command line of the observing sweeps; tables that share runs share it."""
     script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
-    names = sorted(path.stem for path in (PROJECT / "sweeps").glob("*.yaml"))
+    names = [name for name in specs() if not name.startswith(("ttb_", "tune_"))]
     return list(dict.fromkeys(tuple(line) for name in names for line in script["commands"](name, [])))
 
 
@@ -221,12 +273,55 @@ def test_sweep_files_compose(sweeper, line):
     assert len(jobs) == 1 + any(override.startswith("protocol=[exact,paper],") for override in line)
 
 
+def leaping_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, spec, command) of the sweeps with mode=leap, where every cell is a job."""
+    found = {name: spec for name, spec in specs().items() if name.startswith(("ttb_", "tune_"))}
+    return [(name, spec, own) for name, spec in found.items() for own in spec.get("commands", [{}])]
+
+
+@pytest.mark.parametrize(("name", "spec", "own"), leaping_lines(), ids=lambda part: part if type(part) is str else "")
+def test_leaping_sweeps_compose(sweeper, known_rates, name, spec, own):
+    overrides = [*spec.get("overrides", []), *own.get("overrides", [])]
+    axes = axes_of(spec, own)
+    for end in (0, -1):  # the first value of every axis, and the last
+        cell = [f"{key}={values[end].split('-')[0] if key == 'seed' else values[end]}" for key, values in axes.items()]
+        (job,) = sweeper().plan(OverridesParser.create().parse_overrides([*overrides, *cell]))
+        assert job.config.mode == "leap"
+        assert len(job.config.predictors) == ("predictor=none" not in job.overrides)
+
+
+@pytest.mark.parametrize(("name", "spec", "own"), leaping_lines(), ids=lambda part: part if type(part) is str else "")
+def test_leaping_sweeps_choose_what_exists(name, spec, own):
+    for group in ("experiment", "predictor", "schedule"):
+        for value in axes_of(spec, own).get(group, []):
+            assert (PROJECT / "conf" / group / f"{value}.yaml").is_file()
+
+
+def methods(name: str) -> set[tuple[str, ...]]:
+    """The (experiment, schedule, predictor, leap group, rule, K, gate) of a sweep, "" where the experiment decides."""
+    found: set[tuple[str, ...]] = set()
+    keys = ("experiment", "schedule", "predictor", "leap", "leap.rule", "K", "leap.gate")
+    spec = specs()[name]
+    for own in spec.get("commands", [{}]):
+        fixed = dict(o.split("=", 1) for o in (*spec.get("overrides", []), *own.get("overrides", [])))
+        axes = {"schedule": ["cosine"]} | {key: [value] for key, value in fixed.items()} | axes_of(spec, own)
+        found |= set(product(*(axes.get(key, [""]) for key in keys)))
+    return found
+
+
+def test_every_tuned_row_is_tuned():
+    tuned = {cell for name in specs() if name.startswith("tune_") for cell in methods(name)}
+    scored = {cell for cell in methods("ttb_embedded") if not cell[0].endswith("_published")}
+    assert len(scored) > 50
+    assert scored <= tuned
+
+
 def test_sweep_files_have_the_same_keys():
-    for path in (PROJECT / "sweeps").glob("*.yaml"):
-        spec = yaml.safe_load(path.read_text())
-        assert {"title", "published", "table", "overrides", "axes"} <= set(spec)
+    for spec in specs().values():
+        assert {"title", "published", "table", "suite"} <= set(spec) | {"suite" for own in spec.get("commands", [])}
         assert set(spec) <= {"title", "published", "table", "overrides", "axes", "suite", "commands"}
         assert all(set(own) <= {"suite", "overrides", "axes"} for own in spec.get("commands", []))
+        assert all("seed" in axes_of(spec, own) for own in spec.get("commands", [{}]))
 
 
 def test_tables_of_one_scale_share_their_runs():

@@ -1,4 +1,4 @@
-"""Tuned learning rates: what a method is called, which rate is picked, where it is written and how it is found again."""
+"""Tuned learning rates: what a method is called, which rate is picked, and how it is found again."""
 
 import json
 import math
@@ -144,7 +144,11 @@ def test_look_up_sees_a_new_tuning(folder):
 @pytest.mark.parametrize(
     ("lr", "changes", "words"),
     [
-        ("tuned", {"schedule": "wsd"}, "net_data.yaml has no entry for sgd, wsd, none; run make sweep NAME=tune_data, "),
+        (
+            "tuned",
+            {"schedule": "wsd"},
+            "has no entry for sgd, wsd, none; run make sweep NAME=tune_data, then python",
+        ),
         ("tuned", {"model": "other"}, "other_data.yaml does not exist"),
         ("best", {}, 'optimizer.lr=best is no number; give a number, tuned, or a multiple as in "0.5 baseline"'),
         ("-1 baseline", {}, "optimizer.lr=-1 baseline is no number"),
@@ -219,7 +223,9 @@ def test_the_script_writes_what_is_looked_up(tune, tmp_path):
         write_run(raw / "methods", f"{lr}", lr, 0, loss, predictors={"linear": {}})
     status, out, err = tune("methods")
     assert status == 0
-    assert err == "warning: net/data, sgd, cosine, linear/strict/10/any: lr=0.3 is at the edge; extend the grid upwards\n"
+    assert (
+        err == "warning: net/data, sgd, cosine, linear/strict/10/any: lr=0.3 is at the edge; extend the grid upwards\n"
+    )
     assert yaml.safe_load(path.read_text())[0] == entry
     both = path.read_text()
     tune("methods", "base")

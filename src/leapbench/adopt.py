@@ -23,14 +23,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from leapbench.choices import MOMENTS
 from leapbench.clock import Clock
 from leapbench.history import History, Ring
 from leapbench.predictors.base import Predictor
 from leapbench.propose import rescaled
 from leapbench.verify import LossFn, Rule, candidate_loss
 from leapbench.weights import FlatWeights
-
-MOMENTS = ("keep", "reset", "published")
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,15 @@ class ImageConfig:
     held_out: int = MISSING
     image_column: str = "image"
     label_column: str = "label"
+    mean: list[float] = MISSING
+    std: list[float] = MISSING
     augment: dict[str, float] = field(default_factory=dict)
     repeats: int = 1
-    workers: int = 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Memory of one image as the network sees it, bytes."""
+        return self.channels * self.size**2 * 4
 
 
 @dataclass
@@ -55,6 +61,7 @@ class DatasetConfig:
     subset: str | None = None
     revision: str | None = None
     examples: int | None = None
+    workers: int = 1
     text_column: str = "text"
     tokenizer: str = "byte"
     vocab_size: int | None = None
@@ -306,6 +313,7 @@ class RunConfig:
         """The part of `science` that decides the trajectory of an untouched training."""
         science = self.science()
         keys = ("model", "dataset", "optimizer", "schedule", "train", "seed")
+        science["optimizer"].pop("lr_from")
         return {key: science[key] for key in keys} | {"init": self.init, "pad_in_loss": self.pad_in_loss}
 
     @property
@@ -321,8 +329,9 @@ class RunConfig:
 
 MACHINE_KEYS = (
     "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "checkpoint",
-    "logger", "wandb", "regime.file",
+    "logger", "wandb", "regime.file", "dataset.workers",
 )  # fmt: skip
+
 
 def digest(data: Any) -> str:
     """First 12 hex digits of the sha256 of `data` as sorted JSON."""

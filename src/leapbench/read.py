@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -15,22 +15,25 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import yaml
 
-from leapbench.record import CASCADE, CONFIG, EVALS, LANDSCAPE, META, PROPOSALS, REGIMES, SUMMARY
+from leapbench.record import CASCADE, CONFIG, EVALS, LANDSCAPE, LEAPS, META, PROPOSALS, REGIMES, SUMMARY
 
 WORKLOAD = ["model", "dataset", "optimizer", "lr", "setting"]
 UNCOUNTED = ("failed", "diverged", "skipped", "partial")
 RTOL = 1e-4
 
 _INTEGERS = ("step", "K", "depth", "link", "position")
-_TEXTS = ("split", "protocol", "predictor", "regime", "status")
+_TEXTS = ("split", "protocol", "predictor", "regime", "status", "rule")
 _FLAGS = ("confirmed", "adopted")
 _COLUMNS = {
-    EVALS: "step position split loss_nats perplexity train_s snapshot_s regime_s predict_s verify_s adopt_s eval_s",
+    EVALS: "step position split loss_nats perplexity accuracy train_s snapshot_s regime_s predict_s verify_s adopt_s "
+    "eval_s",
     REGIMES: "step protocol similarity regime confirmed tau_low tau_high underflow_share",
     PROPOSALS: "step protocol predictor K regime confirmed loss_now_nats loss_pred_nats loss_true_nats rel_l2_to_true "
     "rel_l2_now_to_true cosine predict_s verify_s adopted status scale",
     CASCADE: "step protocol predictor depth K link loss_nats loss_now_nats rel_l2_drift status",
     LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature",
+    LEAPS: "step position protocol predictor K rule regime confirmed link loss_now_nats loss_pred_nats predict_s "
+    "verify_s adopted changed_share status charged_s",
 }
 _KEYS = {
     EVALS: ["step", "split"],
@@ -38,6 +41,7 @@ _KEYS = {
     PROPOSALS: ["step", "protocol", "predictor", "K"],
     CASCADE: ["step", "protocol", "predictor", "depth", "K", "link"],
     LANDSCAPE: ["step", "protocol", "predictor", "K", "fraction"],
+    LEAPS: ["step", "predictor", "K", "link"],
 }
 _MUST_AGREE = {
     EVALS: ["loss_nats"],
@@ -57,10 +61,11 @@ class RecordError(Exception):
 class Suite:
     """All runs of one suite.
 
-    `runs` has one row per run folder: run_id, trajectory, seed, model, dataset, optimizer, lr, setting, schedule,
-    status (completed | diverged | skipped | failed | partial), reason, skipped (predictors and why), interval, steps,
-    git_commit, git_dirty. `setting` names whatever else differs between runs of one workload; empty as a rule.
-    The other frames hold the records, with run_id; `configs` the science part of each config.yaml.
+    `runs` has one row per run folder: run_id, mode (observe | leap; empty if killed before it was written), trajectory,
+    seed, model, dataset, optimizer, lr, setting, schedule, status (completed | diverged | skipped | failed | partial),
+    reason, skipped (predictors and why), interval, steps, git_commit, git_dirty. `setting` names whatever else differs
+    between observed runs of one workload; empty as a rule. `records` holds the rows of both modes, with run_id; the
+    properties those of mode=observe; `configs` the science part of each config.yaml.
     """
 
     name: str
@@ -68,6 +73,13 @@ class Suite:
     runs: pd.DataFrame
     records: dict[str, pd.DataFrame]
     configs: dict[str, dict[str, Any]]
+
+    def part(self, mode: str) -> Suite:
+        """The runs of one mode, and those that were killed before they wrote theirs."""
+        runs = self.runs[self.runs["mode"].isin([mode, ""])].reset_index(drop=True)
+        return replace(
+            self, runs=runs, configs={name: self.configs[name] for name in runs["run_id"] if name in self.configs}
+        )
 
     @cached_property
     def evals(self) -> pd.DataFrame:
@@ -95,8 +107,9 @@ class Suite:
         return self._distinct(LANDSCAPE)
 
     def _distinct(self, file: str) -> pd.DataFrame:
-        """Records of completed runs; of runs that share a trajectory, the rows they share are kept once."""
-        completed = self.runs.loc[self.runs["status"] == "completed", ["run_id", "trajectory", "seed", *WORKLOAD]]
+        """Records of completed, observed runs; of runs that share a trajectory, the rows they share are kept once."""
+        observed = (self.runs["status"] == "completed") & (self.runs["mode"] == "observe")
+        completed = self.runs.loc[observed, ["run_id", "trajectory", "seed", *WORKLOAD]]
         rows = self.records[file].merge(completed, on="run_id")
         key = ["trajectory", "setting", *_KEYS[file]]
         shared = rows[rows.duplicated(key, keep=False)]
@@ -167,11 +180,11 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "model": science["model"]["name"], "dataset": science["dataset"]["name"],
             "optimizer": science["optimizer"]["name"], "lr": float(science["optimizer"]["lr"]),
             "schedule": science["schedule"]["name"], "seed": science["seed"],
-            "interval": science["train"]["interval"], "steps": science["train"]["steps"],
+            "interval": science["train"]["interval"], "steps": science["train"]["steps"], "mode": science["mode"],
         } if science else {}  # fmt: skip
     except (KeyError, TypeError) as error:
         raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
-    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule"), "") | dict.fromkeys(
+    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule", "mode"), "") | dict.fromkeys(
         ("lr", "seed", "interval", "steps")
     )
     row = {
@@ -267,26 +280,36 @@ def _refuse(constant: str) -> None:
 
 
 def _settings(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> list[str]:
-    """Per run, the config keys that differ between runs of its workload, as `key=value` words."""
-    flat = {name: dict(_flatten(science)) for name, science in configs.items()}
+    """Per observed run, the config keys that differ between runs of its workload, as `key=value` words."""
+    observed = runs[runs["mode"] == "observe"]
+    flat = {name: flatten(configs[name]) for name in observed["run_id"]}
     words: dict[str, list[str]] = {name: [] for name in runs["run_id"]}
-    for _, group in runs.groupby(["model", "dataset", "optimizer", "lr"]):
-        values: dict[str, dict[str, str]] = {}
-        for name in group["run_id"]:
-            for key, value in flat.get(name, {}).items():
-                values.setdefault(key, {})[name] = value
-        for key, found in sorted(values.items()):
-            if len(set(found.values())) > 1:
-                for name, value in found.items():
-                    words[name].append(f"{key}={value}")
+    for _, group in observed.groupby(["model", "dataset", "optimizer", "lr"]):
+        for key, found in differing({name: flat[name] for name in group["run_id"]}).items():
+            for name, value in found.items():
+                words[name].append(f"{key}={value}")
     return [" ".join(words[name]) for name in runs["run_id"]]
 
 
-def _flatten(tree: Any, path: str = "") -> list[tuple[str, str]]:
+def differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Of flat configs by run, the keys with more than one value, sorted: key -> run -> value."""
+    values: dict[str, dict[str, str]] = {}
+    for name, leaves in flat.items():
+        for key, value in leaves.items():
+            values.setdefault(key, {})[name] = value
+    return {key: found for key, found in sorted(values.items()) if len(set(found.values())) > 1}
+
+
+def flatten(science: dict[str, Any]) -> dict[str, str]:
+    """A science config as dotted key -> value as text, without what is no setting of a workload (its seed, K, ...)."""
+    return dict(_leaves(science, ""))
+
+
+def _leaves(tree: Any, path: str) -> list[tuple[str, str]]:
     if any(path == stem or path.startswith(f"{stem}.") for stem in _NOT_A_SETTING):
         return []
     if isinstance(tree, dict):
-        return [leaf for key, value in tree.items() for leaf in _flatten(value, f"{path}.{key}" if path else str(key))]
+        return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
     return [(path, json.dumps(tree).strip('"'))]
 
 

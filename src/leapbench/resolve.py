@@ -9,14 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leapbench.adopt import MOMENTS
+from leapbench.choices import GATES, MOMENTS, RULES
 from leapbench.config import PROJECT, ConfigError, RunConfig, dig
 from leapbench.tuning import tuned_lr
-from leapbench.verify import RULES
 
 BASELINE, CONTROLS = "none", ("persistence", "average")
-
-GATES = ("any", "not_chaotic", "stable", "confirmed")
 
 # Quantities in steps that may be written "N epochs".
 IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
@@ -238,7 +235,7 @@ def _fill_lr(config: RunConfig) -> None:
     lr = config.optimizer.lr
     if isinstance(lr, str):
         config.optimizer.lr = tuned_lr(config)
-        config.optimizer.lr_from = "tuned"
+        config.optimizer.lr_from = "tuned" if lr == "tuned" else "given"
     if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
         raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
     config.optimizer.lr = float(config.optimizer.lr)

@@ -25,7 +25,8 @@ class Task(Protocol):
         sizes: examples per split.
         repeats: how often an example is drawn in a row while training.
         counts_right: whether the share of right answers is a score.
-        keep_bytes: memory of one held-out example, if it must be read anew when there are too many; else 0.
+        example_bytes: memory of one example.
+        slow: whether reading a batch takes so long that the next one is better read ahead.
     """
 
     unit: str
@@ -33,7 +34,8 @@ class Task(Protocol):
     sizes: dict[str, int]
     repeats: int
     counts_right: bool
-    keep_bytes: int
+    example_bytes: int
+    slow: bool
 
     def model(self, seed: int) -> nn.Module:
         """The network, float32, in training mode."""
@@ -67,36 +69,43 @@ class Task(Protocol):
 class Texts:
     """Next-token prediction."""
 
-    unit, repeats, counts_right, keep_bytes = "sequences", 1, False, 0
+    unit, repeats, counts_right, slow = "sequences", 1, False, False
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.data = datasets.load(config.dataset, config.cache)
         self.sha256 = self.data.sha256
         self.splits = {split: getattr(self.data, split) for split in ("train", "verification", "validation")}
-        self.sizes = {split: len(tokens.ids) for split, tokens in self.splits.items()}
+        self.sizes = {split: len(tokens) for split, tokens in self.splits.items()}
+        self.tokens = self.data.train.ids.shape[1]
+        self.example_bytes = 8 * self.tokens
 
     def model(self, seed: int) -> nn.Module:
-        tokens = self.config.dataset.tokens
-        assert tokens is not None
-        return models.build(self.config.model, self.data.vocab_size, tokens, seed, self.config.init)
+        """A causal language model for the data's vocabulary and length."""
+        return models.build(self.config.model, self.data.vocab_size, self.tokens, seed, self.config.init)
 
     def train_batch(self, indices: Numbers, seed: Sequence[int]) -> Batch:
+        """Sequences by number; nothing in them is random."""
         return self.splits["train"].batch(indices)
 
     def batch(self, split: str, indices: Numbers) -> Batch:
+        """Sequences by number."""
         return self.splits[split].batch(indices)
 
     def probe(self, batch: Batch) -> Batch:
+        """The first tokens."""
         return {key: value[:, : self.config.regime.probe_tokens] for key, value in batch.items()}
 
     def hidden(self, model: nn.Module, batch: Batch) -> Tensor:
+        """After the last norm, (B, T, d)."""
         return models.final_hidden(model, batch)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Ids and mask."""
         return {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch} | {"use_cache": False}
 
     def answers(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The token after each; padding is no answer unless the protocol says so."""
         targets = batch["input_ids"]
         if "attention_mask" in batch and not self.config.pad_in_loss:
             targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -115,7 +124,7 @@ class LabelledImages:
         self.sha256, self.repeats = data.sha256, self.image.repeats
         self.splits = {split: getattr(data, split) for split in ("train", "verification", "validation")}
         self.sizes = {split: len(images) for split, images in self.splits.items()}
-        self.keep_bytes = data.train.image_bytes
+        self.example_bytes, self.slow = self.image.image_bytes, self.image.loading == "streamed"
         if config.dataset.examples != self.sizes["train"]:
             raise ConfigError(
                 f"dataset.examples={config.dataset.examples} but dataset={config.dataset.name} has "
@@ -124,27 +133,34 @@ class LabelledImages:
             )
 
     def model(self, seed: int) -> nn.Module:
+        """A classifier for the data's shape and classes."""
         image = self.image
         return models.build_image_classifier(
             self.config.model, image.channels, image.size, image.classes, seed, self.config.init
         )
 
     def train_batch(self, indices: Numbers, seed: Sequence[int]) -> Batch:
+        """Augmented images by number."""
         return self.splits["train"].batch(indices, seed)
 
     def batch(self, split: str, indices: Numbers) -> Batch:
+        """Images by number, as they are."""
         return self.splits[split].batch(indices)
 
     def probe(self, batch: Batch) -> Batch:
+        """All of it."""
         return batch
 
     def hidden(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Pooled features, (B, 1, d)."""
         return models.final_features(model, batch["pixel_values"])[:, None]
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Pixels."""
         return {"pixel_values": batch["pixel_values"]}
 
     def answers(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The labels."""
         return logits.float(), batch["labels"]
 
 

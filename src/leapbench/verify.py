@@ -14,9 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from leapbench.choices import RULES
 from leapbench.weights import Layout
-
-RULES = ("strict", "adaptive", "proximity", "always", "falling")
 
 Forward = Callable[..., Any]
 LossFn = Callable[[Forward], float]

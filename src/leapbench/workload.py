@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from leapbench.config import ConfigError, RunConfig
 from leapbench.tasks import IGNORED, Batch, task_of
 from leapbench.verify import Forward
 
-KEEP_BYTES = 1 << 30  # held-out images beyond this are read anew at every pass
+KEEP_BYTES = 1 << 30  # held-out examples beyond this are read anew at every pass
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Workload:
         self.sha256 = self.task.sha256
         self.model: nn.Module = self.task.model(seed_of(config, "init")).to(device)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="batches") if self.task.slow else None
+        self._pending: tuple[int, Future[Batch]] | None = None
         if self.task.sizes["train"] < config.train.batch_size:
             raise ConfigError(
                 f"dataset={config.dataset.name} has {self.task.sizes['train']} training {self.task.unit}, fewer than "
@@ -66,6 +69,18 @@ class Workload:
 
     def train_batch(self, index: int) -> Batch:
         """The batch of the `index`-th update (0-based): epoch after epoch, each in an order of its own."""
+        if self._ahead is None:
+            return self._moved(self.task.train_batch(*self._plan(index)))
+        pending = self._pending if self._pending and self._pending[0] == index else self._read_ahead(index)
+        self._pending = self._read_ahead(index + 1)
+        return self._moved(pending[1].result())
+
+    def _read_ahead(self, index: int) -> tuple[int, Future[Batch]]:
+        assert self._ahead is not None
+        return index, self._ahead.submit(self.task.train_batch, *self._plan(index))
+
+    def _plan(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Numbers of the examples of a training batch, and the seed of what is random in them."""
         size, total = self.config.train.batch_size, self.task.sizes["train"]
         per_epoch = total // size
         epoch, within = divmod(index, per_epoch)
@@ -73,8 +88,7 @@ class Workload:
             rng = np.random.default_rng([seed_of(self.config, "data"), epoch])
             order = rng.permutation(total)
             self._epoch, self._order = epoch, np.repeat(order, self.task.repeats)[:total]
-        seed = (seed_of(self.config, "augment"), index)
-        return self._moved(self.task.train_batch(self._order[within * size : (within + 1) * size], seed))
+        return self._order[within * size : (within + 1) * size], (seed_of(self.config, "augment"), index)
 
     def loss(self, forward: Forward, batch: Batch) -> Tensor:
         """Mean cross-entropy per answer (target token or image), nats; a scalar with its graph."""
@@ -131,7 +145,7 @@ class Workload:
         before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         with self._scoring():
             for norm in norms:
-                norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
+                norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=self.device)
                 norm.momentum = None  # a plain mean over the batches
                 norm.train()
             for index in range(batches):
@@ -185,7 +199,7 @@ class Workload:
     def _fixed(self, split: str, chosen: np.ndarray, size: int) -> Iterable[Batch]:
         """Batches that can be gone through again and again, kept on the device while they fit."""
         batches = HeldOut(self, split, [chosen[i : i + size] for i in range(0, len(chosen), size)])
-        return list(batches) if len(chosen) * self.task.keep_bytes <= KEEP_BYTES else batches
+        return list(batches) if len(chosen) * self.task.example_bytes <= KEEP_BYTES else batches
 
     def _moved(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

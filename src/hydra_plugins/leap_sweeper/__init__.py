@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 FOLDED = ("predictor", "K")
 RANGE = re.compile(r"(\d+)-(\d+)")
-SEED = re.compile(r"seed=(\d+)")
+SEED, READS_SEED = re.compile(r"seed=(\d+)"), re.compile(r"\bseed\\?\}")  # Hydra escapes the braces of ${seed}
 
 Axes = dict[str, list[str]]
 
@@ -178,7 +178,7 @@ def _jobs(axes: Axes) -> list[list[str]]:
 def _cell(job: Sequence[str]) -> tuple[str, ...]:
     """The overrides of a job without its seed. A job whose other overrides read the seed is a cell of its own."""
     rest = tuple(override for override in job if not SEED.fullmatch(override))
-    return tuple(job) if any("seed}" in override for override in rest) else rest
+    return tuple(job) if any(READS_SEED.search(override) for override in rest) else rest
 
 
 def _resolved(jobs: list[list[str]], cells: dict[tuple[str, ...], DictConfig]) -> list[Job]:
@@ -192,9 +192,7 @@ def _resolved(jobs: list[list[str]], cells: dict[tuple[str, ...], DictConfig]) -
         seeds = [int(match[1]) for override in job if (match := SEED.fullmatch(override))]
         if cell not in known:
             known[cell] = resolve(cells[cell])
-            found.append(Job(job, known[cell]))
-        else:
-            found.append(Job(job, replace(known[cell], seed=seeds[0])))
+        found.append(Job(job, replace(known[cell], seed=seeds[0]) if seeds else known[cell]))
     return found
 
 

@@ -126,9 +126,10 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
         raise ConfigError(f"dataset.source={cfg.source} has no images; use {' or '.join(IMAGE_SOURCES)}")
     if image.loading not in ("resident", "streamed"):
         raise ConfigError(f"dataset.image.loading={image.loading} is unknown; use resident or streamed")
-    for key in ("size", "channels", "classes", "held_out", "repeats", "workers"):
-        if getattr(image, key) < 1:
-            raise ConfigError(f"dataset.image.{key}={getattr(image, key)} must be 1 or more")
+    counts = {f"image.{key}": getattr(image, key) for key in ("size", "channels", "classes", "held_out", "repeats")}
+    for key, count in (counts | {"workers": cfg.workers}).items():
+        if count < 1:
+            raise ConfigError(f"dataset.{key}={count} must be 1 or more")
     return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
 
 
@@ -144,7 +145,8 @@ def _publish(draft: Path, folder: Path) -> None:
 def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:
     """Tokenise one split into `<stem>.ids` and, when padded, `<stem>.lengths`: bare arrays, written as they come."""
     separator = np.asarray(list(tokenizer.separator), tokenizer.dtype)
-    size, lengths = 0, []
+    size, lengths, tokens = 0, [], cfg.tokens
+    assert tokens is not None
     with stem.with_suffix(".ids").open("wb") as file:
         for batch in batches(documents):
             for ids in tokenizer.encode(batch):
@@ -152,16 +154,16 @@ def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: Data
                 if cfg.layout == "packed":
                     pieces = [separator, document] if size else [document]
                 elif len(document):
-                    lengths.append(min(len(document), cfg.tokens))
-                    fill = np.full(cfg.tokens - lengths[-1], tokenizer.pad_id, tokenizer.dtype)
-                    pieces = [document[: cfg.tokens], fill]
+                    lengths.append(min(len(document), tokens))
+                    fill = np.full(tokens - lengths[-1], tokenizer.pad_id, tokenizer.dtype)
+                    pieces = [document[:tokens], fill]
                 else:
                     continue
                 for piece in pieces:
                     piece.tofile(file)
                     size += len(piece)
-        rows = size // cfg.tokens
-        file.truncate(rows * cfg.tokens * separator.itemsize)
+        rows = size // tokens
+        file.truncate(rows * tokens * separator.itemsize)
     if not rows:
         raise ConfigError(
             f"dataset.name={cfg.name}: the {stem.name} split has no sequence of {cfg.tokens} tokens; "
@@ -172,5 +174,6 @@ def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: Data
 
 
 def _open(stem: Path, dtype: str, cfg: DatasetConfig) -> Tokens:
+    assert cfg.tokens is not None
     ids = np.memmap(stem.with_suffix(".ids"), dtype, mode="r").reshape(-1, cfg.tokens)
     return Tokens(ids, np.fromfile(stem.with_suffix(".lengths"), np.int32) if cfg.layout == "padded" else None)

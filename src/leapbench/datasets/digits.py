@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from leapbench.config import ConfigError, DatasetConfig
-from leapbench.datasets.images import ImageSplits, Resident
+from leapbench.datasets.images import ImageSplits, Resident, stratified
 
 WHITE = 16  # pixels count the dark dots in a square of 4 x 4
 VALIDATION = 300
-SPLIT_SEED = 0
 
 
 def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
@@ -39,21 +38,11 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
             f"dataset.image.held_out={image.held_out} does not fit: {len(labels) - VALIDATION} of the digits are not "
             "validation; keep at least one for verification and one for training"
         )
-    order = stratified(labels, np.random.default_rng(SPLIT_SEED))
+    order = stratified(labels)
     channels = torch.from_numpy(pixels)[:, None].expand(-1, image.channels, -1, -1)
-    parts = [
+    train_split, verification, validation = (
         Resident(channels[chosen], torch.from_numpy(labels)[chosen], WHITE, image)
         for chosen in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
-    ]
+    )
     sha256 = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
-    return ImageSplits(*parts, sha256)
-
-
-def stratified(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random order (n,) of which every stretch has the classes in about their shares."""
-    order = rng.permutation(len(labels))
-    share = np.empty(len(labels))
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
-    return np.argsort(share, kind="stable")
+    return ImageSplits(train_split, verification, validation, sha256)

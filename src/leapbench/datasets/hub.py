@@ -35,9 +35,9 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         ConfigError: neither a local copy nor the network, no parquet file for a split, a missing shard, or fewer
             train samples than are to be held out.
     """
-    folder = _folder(cfg)
-    train = _shards(folder, "train")
-    validation = _shards(folder, "validation") or _shards(folder, "test")
+    folder = folder_of(cfg)
+    train = shards(folder, "train")
+    validation = shards(folder, "validation") or shards(folder, "test")
     if not train or not validation:
         missing = "train" if not train else "validation or test"
         raise ConfigError(f"{folder} has no {missing} split: no {missing}-*.parquet and no {missing}/*.parquet in it")
@@ -92,7 +92,7 @@ def fetch(key: str, name: str, load: Callable[[bool], T], remedy: str) -> T:
         raise ConfigError(f"{key}={name} cannot be loaded: {first_line(error)}; use {remedy}") from None
 
 
-def _folder(cfg: DatasetConfig) -> Path:
+def folder_of(cfg: DatasetConfig) -> Path:
     """The folder of the subset: in the local copy, or downloaded."""
     if not cfg.path:
         raise ConfigError("dataset.path is empty; set it to a hub name or to a local copy of a hub repository")
@@ -109,14 +109,15 @@ def _folder(cfg: DatasetConfig) -> Path:
                 local_files_only=local_files_only,
             )
 
-        root = Path(fetch("dataset.path", cfg.path, download, "dataset=stdlib, or dataset.path=<local copy>"))
+        embedded = "stdlib" if cfg.image is None else "digits"
+        root = Path(fetch("dataset.path", cfg.path, download, f"dataset={embedded}, or dataset.path=<local copy>"))
     folder = root / (cfg.subset or "")
     if not folder.is_dir():
         raise ConfigError(f"{root} has no folder {cfg.subset}; dataset.subset names a folder of parquet files in it")
     return folder
 
 
-def _shards(folder: Path, split: str) -> list[Path]:
+def shards(folder: Path, split: str) -> list[Path]:
     """The parquet files of a split, in order; all of them, where the names say how many there are."""
     files = sorted({*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}/*.parquet")})
     for file in files:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from leapbench.datasets.augment import Affine, Distort, center_crop
 
 T = TypeVar("T")
 RESIZED_BYTES = 1 << 26  # a split that is no larger than this when resized is resized once
-HALF = 0.5  # mean and standard deviation of the normalisation: pixels in [0, 1] become [-1, 1]
+SPLIT_SEED = 0
 
 
 class Images(Protocol):
@@ -30,13 +30,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    @property
-    def image_bytes(self) -> int:
-        """Memory of one image as the network sees it, bytes."""
-        ...
-
     def batch(self, indices: Sequence[int] | np.ndarray, seed: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """Images by number: `pixel_values` (B, channels, size, size) float32 in about [-1, 1], `labels` (B,) int64.
+        """Images by number: `pixel_values` (B, channels, size, size) float32, normalised, `labels` (B,) int64.
 
         Args:
             seed: of the augmentation; None = none, as held-out images are seen.
@@ -65,23 +60,21 @@ class Resident:
 
     def __init__(self, pixels: Tensor, labels: Tensor, white: int, cfg: ImageConfig) -> None:
         self.pixels, self.labels, self.white, self.cfg = pixels, labels, white, cfg
-        if len(labels) * self.image_bytes <= RESIZED_BYTES:
+        self.affine = augmentation(Affine, cfg)
+        self.normalise = Normalise(cfg)
+        if len(labels) * cfg.image_bytes <= RESIZED_BYTES:
             self.pixels, self.white = self._resized(pixels.float().div_(white)), 1
-        self.affine = made("dataset.image.augment", lambda: Affine(**cfg.augment)) if cfg.augment else None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def image_bytes(self) -> int:
-        return self.cfg.channels * self.cfg.size**2 * 4
-
     def batch(self, indices: Sequence[int] | np.ndarray, seed: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """See :meth:`Images.batch`; `seed` is that of the whole batch's maps."""
         chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         pixels = self._resized(self.pixels[chosen].float().div_(self.white))
         if seed is not None and self.affine is not None:
             pixels = self.affine(pixels, np.random.default_rng(seed))
-        return {"pixel_values": channels_last(pixels.sub(HALF).div_(HALF)), "labels": self.labels[chosen]}
+        return {"pixel_values": self.normalise(pixels), "labels": self.labels[chosen]}
 
     def _resized(self, pixels: Tensor) -> Tensor:
         size = (self.cfg.size, self.cfg.size)
@@ -91,50 +84,81 @@ class Resident:
 
 
 class Streamed:
-    """Images decoded when they are drawn, one by one on `cfg.workers` threads; their order and content do not depend
-    on the number of threads.
+    """Images decoded when they are drawn, one by one on `workers` threads, on whose number nothing depends.
 
     Args:
         read: the number of an image -> the image.
         labels: (n,) int64.
     """
 
-    def __init__(self, read: Callable[[int], Image.Image], labels: np.ndarray, cfg: ImageConfig) -> None:
+    def __init__(self, read: Callable[[int], Image.Image], labels: np.ndarray, cfg: ImageConfig, workers: int) -> None:
         self.read, self.labels, self.cfg = read, labels, cfg
-        self.distort = made("dataset.image.augment", lambda: Distort(cfg.size, **cfg.augment)) if cfg.augment else None
-        self.pool = ThreadPoolExecutor(cfg.workers, thread_name_prefix="images")
+        self.distort = augmentation(Distort, cfg)
+        self.normalise = Normalise(cfg)
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def image_bytes(self) -> int:
-        return self.cfg.channels * self.cfg.size**2 * 4
-
     def batch(self, indices: Sequence[int] | np.ndarray, seed: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """See :meth:`Images.batch`; each image draws from `seed` and its place in the batch."""
+        size = self.cfg.size
+
         def one(place: int, index: int) -> Tensor:
-            image = self.read(index).convert("RGB" if self.cfg.channels == 3 else "L")
+            image = self.read(index)
             if seed is not None and self.distort is not None:
-                image = self.distort(image, np.random.default_rng([*seed, place]))
+                image = self.distort(image, size, np.random.default_rng([*seed, place]))
             else:
-                image = center_crop(image, self.cfg.resize or self.cfg.size, self.cfg.size)
-            array = np.array(image).reshape(self.cfg.size, self.cfg.size, self.cfg.channels)
-            return torch.from_numpy(array).permute(2, 0, 1)
+                image = center_crop(image, self.cfg.resize or size, size)
+            return torch.from_numpy(np.array(image).reshape(size, size, self.cfg.channels)).permute(2, 0, 1)
 
         numbers = [int(index) for index in indices]
         pixels = torch.stack(list(self.pool.map(one, range(len(numbers)), numbers))).float().div_(255)
         labels = torch.from_numpy(self.labels[np.asarray(numbers, dtype=np.int64)])
-        return {"pixel_values": channels_last(pixels.sub_(HALF).div_(HALF)), "labels": labels}
+        return {"pixel_values": self.normalise(pixels), "labels": labels}
 
 
-def channels_last(pixels: Tensor) -> Tensor:
-    """The same images (B, C, H, W), stored channels last: convolution, pooling and batch norm are faster so on CPUs."""
-    return pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+class Normalise:
+    """(pixels - mean) / std per channel, the result stored channels last: on a CPU convolution, pooling and batch norm
+    take a fifth less time so, and tensor cores want it.
+
+    Raises:
+        ConfigError: there is not one mean and one standard deviation per channel.
+    """
+
+    def __init__(self, cfg: ImageConfig) -> None:
+        for key in ("mean", "std"):
+            if len(getattr(cfg, key)) != cfg.channels:
+                raise ConfigError(
+                    f"dataset.image.{key}={list(getattr(cfg, key))} must have one number for each of "
+                    f"dataset.image.channels={cfg.channels}"
+                )
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (cfg.mean, cfg.std))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] -> the same, normalised."""
+        return ((pixels - self.mean) / self.std).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def made(key: str, make: Callable[[], T]) -> T:
-    """`make()`, with a key that it does not have as a ConfigError."""
+def augmentation(kind: Callable[..., T], cfg: ImageConfig) -> T | None:
+    """`dataset.image.augment` as an object, or None where it is empty.
+
+    Raises:
+        ConfigError: a key that such images do not have.
+    """
+    arguments: dict[str, Any] = dict(cfg.augment)
     try:
-        return make()
+        return kind(**arguments) if arguments else None
     except TypeError as error:
-        raise ConfigError(f"{key}: {error}") from None
+        wrong = str(error).partition("argument ")[2]
+        raise ConfigError(f"dataset.image.augment: {wrong} is no key of dataset.image.loading={cfg.loading}") from None
+
+
+def stratified(labels: np.ndarray) -> np.ndarray:
+    """A fixed random order (n,) of which every stretch has the classes in about their shares."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    order, share = rng.permutation(len(labels)), np.empty(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
+    return np.argsort(share, kind="stable")

@@ -17,9 +17,7 @@ OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
 USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
 
 
-def build_image_classifier(
-    cfg: ModelConfig, channels: int, size: int, classes: int, seed: int, init: str
-) -> nn.Module:
+def build_image_classifier(cfg: ModelConfig, channels: int, size: int, classes: int, seed: int, init: str) -> nn.Module:
     """A network for images (B, channels, size, size) of `classes` classes: float32 weights, training mode.
 
     The weights depend on `cfg`, the images' shape and `seed` alone; torch's global random state is left as it was.
@@ -38,9 +36,9 @@ def build_image_classifier(
                 model = OWN[cfg.model_type](**shape | cfg.config)
             else:
                 model = _of_transformers(cfg, shape, size)
-        with torch.no_grad():
-            probe = torch.zeros(1, channels, size, size, device=next(model.parameters()).device)
-            model.eval()(pixel_values=probe)
+        if (device := next(model.parameters()).device).type != "meta":
+            with torch.no_grad():  # one black image, for the errors of shapes that do not fit
+                model.eval()(pixel_values=torch.zeros(1, channels, size, size, device=device))
     except ConfigError:
         raise
     except (StrictDataclassError, TypeError, ValueError, RuntimeError) as error:

@@ -21,9 +21,12 @@ demo: setup
 	$(BIN)/python train.py -m suite=demo train.steps=1000 "protocol=[exact,paper,code]" seed=0-1 hydra.launcher.n_jobs=2
 	$(BIN)/python scripts/aggregate.py --suite demo
 	$(BIN)/python scripts/report.py --suite demo
-	@echo "Runs:    results/raw/demo/*/ (config.yaml, evals.jsonl, proposals.jsonl, summary.json, ...)"
+	$(BIN)/python train.py -m suite=demo_leap experiment=ttb_text predictor=none,linear,momentum,trend,average K=10 seed=0 hydra.launcher.n_jobs=2
+	$(BIN)/python scripts/aggregate.py --suite demo_leap
+	$(BIN)/python scripts/report.py --suite demo_leap
+	@echo "Runs:    results/raw/demo/*/ and demo_leap/*/ (config.yaml, evals.jsonl, proposals.jsonl, leaps.jsonl, summary.json, ...)"
 	@for kind in tables figures; do \
-		echo "$$kind:"; find results/$$kind/demo -type f 2>/dev/null | sort | sed 's/^/  /'; done
+		echo "$$kind:"; find results/$$kind/demo results/$$kind/demo_leap -type f 2>/dev/null | sort | sed 's/^/  /'; done
 
 test: setup
 	$(BIN)/python -m pytest -n 2 $(ARGS)

@@ -23,6 +23,7 @@ from leapbench.predictors.masks import (
     subset_of,
 )
 from leapbench.predictors.pdt import MODES, VARIANTS, Pdt
+from leapbench.predictors.pdt_linear import PdtLinear
 from leapbench.predictors.pdt_nonselective import PdtNonselective
 from leapbench.predictors.pdt_random_mask import PdtRandomMask
 from leapbench.predictors.pdt_shuffled import PdtShuffled
@@ -39,6 +40,7 @@ EVERYTHING = {
     "nonselective": PdtNonselective(),
     "random mask": PdtRandomMask(fraction=0.3),
     "shuffled": PdtShuffled(),
+    "linear": PdtLinear(),
     "random accelerated": RandomAccelerated(fraction=0.3),
     "masked linear": MaskedLinear(),
 }
@@ -103,6 +105,18 @@ def test_masked_linear_equals_its_twin(seed, K):
     moved = accepted_by(MaskedLinear(), history, K)
     assert torch.equal(found[moved], Linear().predict(history, K)[moved])
     assert 0.2 < float(moved.float().mean()) < 0.95
+
+
+@some_seeds
+@every_variant
+@pytest.mark.parametrize("K", [5, 20])
+def test_pdt_linear_moves_the_weights_that_pdt_moves_along_a_line(seed, variant, K):
+    history = history_of(wandering(seed))
+    moved = accepted_by(Pdt(variant=variant), history, K)
+    a, c = (s.weights.double() for s in history.last(2).snapshots)
+    wanted = torch.where(moved, a + (K / 10 + 1) * (c - a), c)
+    torch.testing.assert_close(PdtLinear(variant=variant).predict(history, K).double(), wanted, rtol=0, atol=1e-5)
+    assert moved.any() or variant != "code"
 
 
 @some_seeds

@@ -15,6 +15,7 @@ MAIN = (
     "acceptance_adaptive",
     "acceptance_proximity",
     "momentum_catastrophe",
+    "time_to_baseline",
 )
 
 
@@ -27,13 +28,18 @@ def main() -> int:
     parser.add_argument("--published", type=Path, default=PROJECT / "results/published", help="the cited figures")
     args = parser.parse_args()
     published = tables.load_published(args.published)
-    for name in [args.suite] if args.suite else suites_in(args.results):
-        aggregate(args, name, published)
-    return 0
+    problems = [
+        problem
+        for name in ([args.suite] if args.suite else suites_in(args.results))
+        for problem in aggregate(args, name, published)
+    ]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return int(bool(problems))
 
 
-def aggregate(args: argparse.Namespace, name: str, published: tables.Published) -> None:
-    """Print and write one suite's tables."""
+def aggregate(args: argparse.Namespace, name: str, published: tables.Published) -> list[str]:
+    """Print and write one suite's tables; returns what the user has to mend before they are whole."""
     suite = load_suite(args.results / name)
     counts = suite.runs["status"].value_counts()
     print(f"{name}: {len(suite.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items()))
@@ -47,6 +53,7 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
         if args.only or table.name in MAIN:
             print(tables.console(table, compact=not args.only))
     print(f"\nwrote {len(written)} files to {folder}: {', '.join(path.name for path in written)}")
+    return [problem for table in made for problem in table.problems]
 
 
 if __name__ == "__main__":

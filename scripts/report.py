@@ -9,24 +9,26 @@ from leapbench import tables
 from leapbench.acceptance import score
 from leapbench.figures import write_figures
 from leapbench.read import RecordError, Suite, load_suite, suites_in
-from leapbench.tables.headline import headline, into_readme
+from leapbench.tables.headline import headlines, into_readme
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--readme", metavar="SUITE", help="only put SUITE's headline table into README.md")
+    parser.add_argument("--readme", metavar="SUITE", help="only put SUITE's headline tables into README.md")
     parser.add_argument("--suite", help="folder under --results (default: every suite there)")
     parser.add_argument("--results", type=Path, default=Path("results/raw"), help="where the suites are")
     parser.add_argument("--out", type=Path, default=Path("results"), help="OUT/tables/SUITE and OUT/figures/SUITE")
     parser.add_argument("--published", type=Path, default=PROJECT / "results/published", help="the cited figures")
     args = parser.parse_args()
     if args.readme:
-        commits = load_suite(args.results / args.readme).runs["git_commit"]
-        into_readme(PROJECT / "README.md", headline(args.out / "tables" / args.readme, commits.iloc[0]))
+        commits = list(load_suite(args.results / args.readme).runs["git_commit"].unique())
+        for table, text in headlines(args.out / "tables" / args.readme, commits).items():
+            into_readme(PROJECT / "README.md", table, text)
         return 0
     published = tables.load_published(args.published)
+    problems: list[str] = []
     for name in [args.suite] if args.suite else suites_in(args.results):
         suite = load_suite(args.results / name)
         made = tables.build(suite, published)
@@ -40,7 +42,10 @@ def main() -> int:
         print(f"{name}: {len(made)} tables, {len(figures)} figures, {page}")
         for path in figures:
             print(f"  {path}")
-    return 0
+        problems += [problem for table in made for problem in table.problems]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return int(bool(problems))
 
 
 def report(suite: Suite, made: list[tables.Table], figures: list[Path], folder: Path) -> str:

@@ -22,7 +22,8 @@ SCIENCE = {
     "eval.every": 50, "eval.sequences": 64, "eval.batch_size": 16,
     "cascade.enabled": True, "cascade.chains": [[2, 5]],
     "landscape.enabled": True, "landscape.K": 25, "landscape.fractions": [0.5, 1.0],
-    "optimizer.lr_from": "published", "schedule.warmup_from": 0.1, "optimizer.lr": 1e-4, "optimizer.betas": [0.8, 0.99], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
+    "optimizer.lr_from": "published", "schedule.warmup_from": 0.1,
+    "optimizer.lr": 1e-4, "optimizer.betas": [0.8, 0.99], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
     "schedule.warmup": 50, "schedule.floor": 0.0,
     "model.config.n_layer": 4, "model.pretrained": "gpt2",
     "dataset.path": "here", "dataset.tokenizer": "bpe", "dataset.vocab_size": 512, "dataset.layout": "padded",
@@ -41,7 +42,8 @@ LEAP = {
 }  # fmt: skip
 TRAINING = (
     "seed", "train.steps", "train.interval", "train.batch_size", "train.grad_clip", "train.precision", "train.compile",
-    "optimizer.lr", "schedule.warmup_from", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "schedule.warmup", "schedule.floor",
+    "optimizer.lr", "schedule.warmup_from",
+    "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "schedule.warmup", "schedule.floor",
     "model.config.n_layer", "model.pretrained", "dataset.path", "dataset.tokenizer", "dataset.vocab_size",
     "dataset.layout", "dataset.tokens",
 )  # fmt: skip
@@ -231,7 +233,7 @@ def one_line(pattern, mistake):
         ("optimizer.lr", float("inf"), r"optimizer\.lr=inf must be a positive number"),
         ("optimizer.lr", "fast", r"optimizer\.lr"),
         ("optimizer.nesterov", True, "nesterov"),
-        ("schedule.name", "linear", r"schedule\.name=linear is unknown; use constant or cosine or cosine_two_stage or wsd"),
+        ("schedule.name", "linear", r"schedule\.name=linear is unknown; use constant or cosine or cosine_two_"),
         ("model.init", "random", r"model\.init=random is unknown; use scratch or pretrained"),
         ("logger", "mlflow", "logger=mlflow is unknown; use none or wandb"),
         ("cascade.chains", [[4]], r"cascade\.chains: \[4\] must be \[depth, K\]"),

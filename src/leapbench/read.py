@@ -62,10 +62,10 @@ class Suite:
     """All runs of one suite.
 
     `runs` has one row per run folder: run_id, mode (observe | leap; empty if killed before it was written), trajectory,
-    seed, model, dataset, optimizer, lr, setting, schedule, status (completed | diverged | skipped | failed | partial),
-    reason, skipped (predictors and why), interval, steps, git_commit, git_dirty. `setting` names whatever else differs
-    between observed runs of one workload; empty as a rule. `records` holds the rows of both modes, with run_id; the
-    properties those of mode=observe; `configs` the science part of each config.yaml.
+    seed, model, dataset, optimizer, lr, setting, schedule, predictor (names, joined by +), status (completed |
+    diverged | skipped | failed | partial), reason, skipped (predictors and why), interval, steps, git_commit, git_dirty
+    and parameters. `setting` names what else differs between observed runs of one workload. `records` holds the rows
+    of both modes, with run_id; the properties those of mode=observe; `configs` the science part of each config.yaml.
     """
 
     name: str
@@ -181,10 +181,11 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "optimizer": science["optimizer"]["name"], "lr": float(science["optimizer"]["lr"]),
             "schedule": science["schedule"]["name"], "seed": science["seed"],
             "interval": science["train"]["interval"], "steps": science["train"]["steps"], "mode": science["mode"],
+            "predictor": "+".join(science.get("predictors") or {}) or "none",
         } if science else {}  # fmt: skip
     except (KeyError, TypeError) as error:
         raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
-    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule", "mode"), "") | dict.fromkeys(
+    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule", "mode", "predictor"), "") | dict.fromkeys(
         ("lr", "seed", "interval", "steps")
     )
     row = {

@@ -14,12 +14,16 @@ from matplotlib.figure import Figure
 
 from leapbench.acceptance import RULES, score
 from leapbench.config import PROJECT
+from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.read import WORKLOAD, Suite, load_suite
 from leapbench.tables import Published, Table, build, load_published
+from leapbench.tables.methods import WORKLOAD as LEAP_WORKLOAD
+from leapbench.tables.methods import of_workload, workload_name
 from leapbench.tables.render import section_name
+from leapbench.tables.time_to_baseline import leaps_of
 
 __all__ = ["figures_of_run", "write_figures"]
 
@@ -37,8 +41,8 @@ def write_figures(
         folder: where the png files go.
     """
     frames = {table.name: table.frame for table in tables}
-    paths: list[Path] = []
-    completed = suite.runs[suite.runs["status"] == "completed"]
+    paths = _leapt(suite, frames, folder)
+    completed = suite.runs[(suite.runs["status"] == "completed") & (suite.runs["mode"] == "observe")]
     for workload in completed[WORKLOAD].drop_duplicates().to_dict("records"):
 
         def own(frame: pd.DataFrame, workload: dict[Hashable, Any] = workload) -> pd.DataFrame:
@@ -58,13 +62,47 @@ def write_figures(
                 )
             drawn["distance"] = distance(own(scored), name)
             drawn["landscape"] = landscape(own(suite.landscape), name)
-            slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
-            for stem, figure in drawn.items():
-                if figure is not None:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    paths.append(folder / f"{stem}__{slug}.png")
-                    figure.savefig(paths[-1], dpi=DPI, metadata={"Software": ""})
-                    plt.close(figure)
+            paths += _saved(drawn, name, folder)
+    return paths
+
+
+def _leapt(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """The figures of the runs of mode=leap; of a single run those that need no baseline."""
+    part = suite.part("leap")
+    if not part.configs or "time_to_baseline" not in frames:
+        return []
+    leaps = leaps_of(part)
+    done = leaps.runs[leaps.runs["status"] == "completed"]
+    columns = ["run_id", *LEAP_WORKLOAD, "row"]
+    curves = leaps.curves.merge(done[columns], on="run_id")
+    references = leaps.references.frame[leaps.references.frame["reference"] == "tuned"]
+    paths: list[Path] = []
+    for workload in done[LEAP_WORKLOAD].drop_duplicates().to_dict("records"):
+        name = workload_name(workload)
+        reference = next(iter(of_workload(references, workload)["row"]), None)
+        with plt.rc_context(STYLE):
+            drawn = {
+                "time_to_baseline": time_to_baseline(of_workload(frames["time_to_baseline"], workload), name),
+                "loss_curves": loss_curves(
+                    of_workload(curves, workload), of_workload(leaps.rows, workload), reference, name
+                ),
+                "overhead": overhead(of_workload(frames["leap_overhead"], workload), name),
+                "after_leap": after_leap(of_workload(frames["after_leap"], workload), name),
+            }
+            paths += _saved(drawn, name, folder)
+    return paths
+
+
+def _saved(drawn: dict[str, Figure | None], name: str, folder: Path) -> list[Path]:
+    """Write the figures that were drawn as `folder`/<stem>__<workload>.png, and close them."""
+    paths: list[Path] = []
+    slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
+    for stem, figure in drawn.items():
+        if figure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / f"{stem}__{slug}.png")
+            figure.savefig(paths[-1], dpi=DPI, metadata={"Software": ""})
+            plt.close(figure)
     return paths
 
 

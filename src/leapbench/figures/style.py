@@ -24,6 +24,12 @@ PREDICTOR_STYLE = {
     "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"),
     "momentum_decay": ("#882255", "v"),
     "trend": ("#009E73", "D"), "average": ("#E69F00", "P"), "persistence": ("#000000", "_"),
+    "dmd": ("#332288", "*"), "pdt": ("#009E73", "X"), "masked_linear": ("#56B4E9", "p"),
+    "random_accelerated": ("#999933", "h"), "pdt_nonselective": ("#882255", "<"), "pdt_random_mask": ("#DDCC77", ">"),
+    "pdt_shuffled": ("#44AA99", "d"), "pdt_linear": ("#AA4499", "H"),
+}  # fmt: skip
+LAP_COLOUR = {
+    "snapshot": "#56B4E9", "regime": "#999933", "predict": "#0072B2", "verify": "#E69F00", "adopt": "#D55E00",
 }  # fmt: skip
 SPARE_STYLES = [("#56B4E9", "X"), ("#44AA99", "p"), ("#999933", "h"), ("#332288", "*"), ("#DDCC77", "<")]
 PROTOCOL_STYLE = {

@@ -9,15 +9,19 @@ from leapbench.acceptance import RULES, score
 from leapbench.read import RecordError, Suite
 from leapbench.tables.common import Published, Table, load_published, not_counted
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
+from leapbench.tables.leaping import after_leap, leap_overhead
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
 from leapbench.tables.render import console, latex, markdown, sections
+from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
 
 __all__ = ["TABLES", "Published", "Table", "build", "console", "load_published", "not_counted", "write", "write_csv"]
 
-TABLES = (
+OBSERVED = (
     "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "momentum_catastrophe",
     "consistency", "cascade", "landscape", "protocols",
 )  # fmt: skip
+LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
+TABLES = (*OBSERVED, *LEAPT)
 
 
 def build(suite: Suite, published: Published, only: str | None = None) -> list[Table]:
@@ -28,7 +32,18 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     """
     if only is not None and only not in TABLES:
         raise RecordError(f"no table {only!r}; there are {', '.join(TABLES)}")
-    wanted = [only] if only else [name for name in TABLES if _asked(suite, name)]
+    observed, leapt = suite.part("observe"), suite.part("leap")
+    wanted = (
+        [only] if only else [*(name for name in OBSERVED if _asked(observed, name)), *(LEAPT if leapt.configs else ())]
+    )
+    return _observed(observed, published, wanted) + _leapt(leapt, published, wanted)
+
+
+def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Table]:
+    """Those of `wanted` that mode=observe fills."""
+    wanted = [name for name in wanted if name in OBSERVED]
+    if not wanted:
+        return []
     scored = score(suite)
     needed = RULES if {"consistency", "protocols"} & set(wanted) else [r for r in RULES if f"acceptance_{r}" in wanted]
     accepted = {rule: acceptance(suite, scored, rule, published) for rule in needed}
@@ -47,12 +62,27 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     ]
 
 
+def _leapt(suite: Suite, published: Published, wanted: list[str]) -> list[Table]:
+    """Those of `wanted` that mode=leap fills."""
+    wanted = [name for name in wanted if name in LEAPT]
+    if not wanted:
+        return []
+    leaps = leaps_of(suite)
+    makers: dict[str, Callable[[], Table]] = {
+        "time_to_baseline": lambda: time_to_baseline(leaps, published),
+        "leap_overhead": lambda: leap_overhead(leaps),
+        "after_leap": lambda: after_leap(leaps),
+    }
+    return [makers[name]() for name in wanted]
+
+
 def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     """Write csv, md and tex (and the per-seed csv) under `folder`; returns the paths."""
     paths = write_csv(table, folder)
     bodies = sections(table)
+    notes = not_counted(suite.part("leap" if table.name in LEAPT else "observe"))
     for end, text in (
-        ("md", markdown(table, suite.name, not_counted(suite), bodies)),
+        ("md", markdown(table, suite.name, notes, bodies)),
         ("tex", latex(table, suite.name, bodies)),
     ):
         paths.append(folder / f"{table.name}.{end}")
@@ -80,4 +110,6 @@ def _asked(suite: Suite, table: str) -> bool:
         return any(set(MOMENTUM) & set(science.get("predictors") or {}) for science in configs)
     if table == "protocols" and len({protocol for science in configs for protocol in science["protocols"]}) < 2:
         return False
-    return table == "regime_distribution" or any(science.get("predictors") for science in configs)
+    if table == "regime_distribution":
+        return bool(configs)
+    return any(science.get("predictors") for science in configs)

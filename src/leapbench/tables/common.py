@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ PUBLISHED_FILES = {
     "regimes": "leap_verify_regimes.csv",
     "momentum": "leap_verify_momentum.csv",
     "cov": "leap_verify_cov.csv",
+    "pdt": "pdt_time_to_baseline.csv",
 }
 NUMBERS = ["mean", "std", "ci_low", "ci_high", "n_seeds"]
 PUBLISHED = ["published_mean", "published_std", "published_n", "published_model", "published_source"]
@@ -40,6 +42,9 @@ class Table:
         compact: the value of `regime` the console shows.
         compact_predictors: the predictors the console shows; empty = all.
         per_seed: a second csv, one row per seed.
+        body: makes the body of a section from its rows and whether to be brief; None leaves it to the renderer.
+        remarks: section name -> lines below its heading.
+        problems: what keeps the table from being whole and is the user's to mend, one line each.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Table:
     compact: str | None = None
     compact_predictors: tuple[str, ...] = ()
     per_seed: pd.DataFrame | None = None
+    body: Callable[[pd.DataFrame, bool], pd.DataFrame] | None = None
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Published:
     regimes: pd.DataFrame
     momentum: pd.DataFrame
     cov: pd.DataFrame
+    pdt: pd.DataFrame
 
 
 def load_published(folder: str | Path) -> Published:
@@ -112,7 +121,8 @@ def not_counted(suite: Suite) -> list[str]:
     for status in UNCOUNTED:
         for run in suite.runs[suite.runs["status"] == status].to_dict("records"):
             seed = "?" if pd.isna(run["seed"]) else run["seed"]
-            who = f"{run['run_id']} ({run['model'] or '?'}, {run['dataset'] or '?'}, seed {seed})"
+            what = [run["model"] or "?", run["dataset"] or "?", *([run["predictor"]] if run["mode"] == "leap" else [])]
+            who = f"{run['run_id']} ({', '.join(what)}, seed {seed})"
             reason = str(run["reason"]).strip().splitlines()
             lines.append(f"{status}: {who}{': ' + reason[-1] if reason else ''}")
     skipped: dict[tuple[str, str], list[str]] = {}

@@ -1,4 +1,4 @@
-"""The README's first table: what survives, from the committed csv files of the embedded suite."""
+"""The README's first tables, from the committed csv files of the embedded suites."""
 
 from __future__ import annotations
 
@@ -7,16 +7,42 @@ from pathlib import Path
 
 import pandas as pd
 
+from leapbench.read import RecordError
+from leapbench.tables.methods import WORKLOAD
+from leapbench.tables.time_to_baseline import as_published, ratio
+
 HORIZONS = (5, 25, 100)
-START, END = "<!-- headline: written by scripts/report.py --readme -->", "<!-- /headline -->"
+MARKS = {
+    "acceptance_strict": ("<!-- headline: written by scripts/report.py --readme -->", "<!-- /headline -->"),
+    "time_to_baseline": (
+        "<!-- time to baseline: written by scripts/report.py --readme -->", "<!-- /time to baseline -->",
+    ),
+}  # fmt: skip
 
 
-def headline(folder: Path, commit: str) -> str:
+def headlines(folder: Path, commits: list[str]) -> dict[str, str]:
+    """Of MARKS, the tables that `folder` has -> the text that goes between their marks.
+
+    Args:
+        folder: results/tables/<suite>.
+        commits: whose runs the tables were made from.
+
+    Raises:
+        RecordError: it has none of them.
+    """
+    makers = {"acceptance_strict": headline, "time_to_baseline": leap_headline}
+    found = {name: make(folder, commits) for name, make in makers.items() if (folder / f"{name}.csv").is_file()}
+    if not found:
+        raise RecordError(f"{folder}: no {' and no '.join(f'{name}.csv' for name in makers)}; make the tables first")
+    return found
+
+
+def headline(folder: Path, commits: list[str]) -> str:
     """Two markdown tables: acceptance and distance by predictor, and the momentum catastrophe by protocol.
 
     Args:
         folder: results/tables/<suite>, with acceptance_strict.csv and momentum_catastrophe.csv of one workload.
-        commit: the commit whose runs the tables were made from.
+        commits: whose runs the tables were made from.
     """
     strict = pd.read_csv(folder / "acceptance_strict.csv")
     momentum = pd.read_csv(folder / "momentum_catastrophe.csv")
@@ -25,7 +51,7 @@ def headline(folder: Path, commit: str) -> str:
     seeds = int(first["n_seeds"])
     across = [f"K = {K}" for K in HORIZONS]
     lines = [
-        f"Runs of commit `{commit[:12]}`: {first['model']} on {first['dataset']}, {first['optimizer']} "
+        f"Runs of {_pinned(commits)}: {first['model']} on {first['dataset']}, {first['optimizer']} "
         f"lr {first['lr']:g}, {seeds} seeds, mean and 95 % bootstrap interval over seeds; every checkpoint, all "
         "regimes, protocol `exact`.",
         "",
@@ -61,17 +87,70 @@ def headline(folder: Path, commit: str) -> str:
     return "\n".join(lines)
 
 
-def into_readme(readme: Path, text: str) -> None:
-    """Replace what stands between the headline's two markers.
+def leap_headline(folder: Path, commits: list[str]) -> str:
+    """One markdown table, a row per workload: what tuning, PDT and all methods do to the time to the baseline's best.
+
+    Args:
+        folder: results/tables/<suite>, with time_to_baseline.csv.
+        commits: whose runs the table was made from.
+    """
+    frame = pd.read_csv(folder / "time_to_baseline.csv", keep_default_na=False, na_values=[""])
+    lines = [
+        f"Runs of {_pinned(commits)}. Charged time until a run first reaches the best validation loss of its baseline, "
+        f"over the baseline's own time to it: mean and 95 % bootstrap interval over {frame['n_seeds'].max()} paired "
+        "seeds; below 1 is faster, overhead included.",
+        "",
+        _row(["workload", "tuned baseline, against the published setting", "PDT, against the published setting",
+              "PDT, against the tuned baseline", "faster than the tuned baseline", "reach its loss"]),
+        _row([":--", *["--:"] * 5]),
+    ]  # fmt: skip
+    ours = frame[frame["definition"] == "ours"]
+    for _, own in ours.groupby(WORKLOAD, sort=False):
+        tuned, published = (own[own["reference"] == reference].set_index("row") for reference in ("tuned", "published"))
+        others = tuned[tuned["kind"] != "baseline"]
+        others = others[others["n_seeds"] > 0]
+        pdt = next(iter(own.loc[as_published(own), "row"]), None)
+        faster = int((others["charged_steps_ratio_ci_high"] < 1).sum())
+        reached = int((others["reached"] == others["n_seeds"]).sum())
+        lines.append(
+            _row(
+                [
+                    f"{own['model'].iloc[0]}, {own['dataset'].iloc[0]}",
+                    _ratio_of(published, next(iter(tuned["reference_row"].dropna()), None)), _ratio_of(published, pdt),
+                    _ratio_of(tuned, pdt), f"{faster} of {len(others)}", f"{reached} of {len(others)}",
+                ]
+            )
+        )  # fmt: skip
+    lines += [
+        "",
+        "*Faster*: methods and controls whose whole interval is below 1. *Reach its loss*: in every seed. *Tuned "
+        "baseline*: plain training with the learning rate and schedule that are best on the verification split; every "
+        "method is tuned as well. *PDT*: as its authors run it.",
+    ]
+    return "\n".join(lines)
+
+
+def _ratio_of(table: pd.DataFrame, row: str | None) -> str:
+    return ratio(table.loc[row].to_dict() if row in table.index else None, "charged_steps")
+
+
+def _pinned(commits: list[str]) -> str:
+    names = sorted({commit[:12] for commit in commits})
+    return f"commit{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)}"
+
+
+def into_readme(readme: Path, table: str, text: str) -> None:
+    """Replace what stands between the two marks of `table`, one of MARKS.
 
     Raises:
-        ValueError: the markers are missing.
+        RecordError: the marks are missing.
     """
     old = readme.read_text(encoding="utf-8")
-    between = re.compile(rf"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
+    start, end = MARKS[table]
+    between = re.compile(rf"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not between.search(old):
-        raise ValueError(f"{readme}: no line {START}")
-    readme.write_text(between.sub(lambda _: f"{START}\n{text}\n{END}", old), encoding="utf-8")
+        raise RecordError(f"{readme}: no place for {table}; put the lines {start} and {end} where it belongs")
+    readme.write_text(between.sub(lambda _: f"{start}\n{text}\n{end}", old), encoding="utf-8")
 
 
 def _row(cells: list[str]) -> str:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from leapbench.tables.common import Table
-
-MISSING = "missing"
+from leapbench.tables.methods import workload_name
+from leapbench.tables.numbers import MISSING, Cell, number
 
 Bodies = list[tuple[str, pd.DataFrame]]
-Cell = Mapping[Hashable, Any]
 
 
 def markdown(table: Table, suite: str, notes: list[str], bodies: Bodies) -> str:
-    """The whole table for a reader: header line, the sections, the runs that do not count."""
+    """The whole table for a reader: header line, the sections with their remarks, the runs that do not count."""
     parts = [f"# {table.title}: {suite}", "", table.header, ""]
     for name, body in bodies:
-        parts += [f"## {name}", "", body.to_markdown(index=False, disable_numparse=True), ""]
+        parts += [f"## {name}", "", *(line for remark in table.remarks.get(name, []) for line in (remark, ""))]
+        parts += [body.to_markdown(index=False, disable_numparse=True), ""]
     if not len(table.frame):
         parts += ["The suite asked for nothing that this table shows.", ""]
     if notes:
@@ -35,6 +34,7 @@ def latex(table: Table, suite: str, bodies: Bodies) -> str:
     """One booktabs table per section."""
     parts = ["% needs \\usepackage{booktabs}", f"% {_tex(table.header)}"]
     for name, body in bodies:
+        parts += [f"% {_tex(remark)}" for remark in table.remarks.get(name, [])]
         plain = body.map(_tex).rename(columns=_tex)
         parts.append(
             plain.to_latex(index=False, escape=False, caption=_tex(f"{table.title}. {suite}: {name}"), position="htbp")
@@ -53,6 +53,7 @@ def console(table: Table, compact: bool) -> str:
         lines += [f"  {name}" + (f", regime {table.compact}" if compact and table.compact else "")]
         if compact and table.compact:
             body = body.drop(columns="regime", errors="ignore")
+        lines += [f"    {remark}" for remark in table.remarks.get(name, [])]
         lines += [f"    {line}" for line in body.to_string(index=False).splitlines()]
     return "\n".join(lines)
 
@@ -62,7 +63,9 @@ def sections(table: Table, brief: bool = False) -> Bodies:
     found = []
     for values, part in table.frame.groupby(table.sections, sort=False, dropna=False):
         name = section_name(dict(zip(table.sections, values, strict=True)))
-        if table.across:
+        if table.body is not None:
+            body = table.body(part, brief)
+        elif table.across:
             body = _pivot(table, part.to_dict("records"), brief)
         elif table.name == "protocols":
             body = _side_by_side(table, part, brief)
@@ -73,28 +76,12 @@ def sections(table: Table, brief: bool = False) -> Bodies:
 
 
 def section_name(key: dict[str, object]) -> str:
-    """`gpt2_nano, stdlib, adamw lr 0.001, protocol exact`."""
+    """`gpt2_nano, stdlib, adamw lr 0.001, protocol exact`; where runs leap, `fcn_small, digits, 375 steps of 48`."""
+    if "batch_size" in key:
+        return workload_name(key)
     words = [str(key["model"]), str(key["dataset"]), f"{key['optimizer']} lr {key['lr']:g}"]
     words += [str(key["setting"])] if key.get("setting") else []
     return ", ".join(words + [f"{name} {key[name]}" for name in ("protocol", "rule") if name in key])
-
-
-def number(value: object, percent: bool = False) -> str:
-    """A number rounded to what a reader can use; empty for a missing one."""
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, int | np.integer):
-        return f"{value:d}"
-    size = abs(float(value))  # type: ignore[arg-type]
-    if percent:
-        return f"{value:.1f}"
-    if 0 < size < 0.01:
-        return f"{value:.2g}"
-    if size >= 1e6:
-        return f"{value:.2e}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
 
 
 def estimate(row: Cell, prefix: str = "", percent: bool = True, brief: bool = False) -> str:

@@ -1,0 +1,148 @@
+"""What a leap costs, and whether it holds: overhead per lap, and the loss in the steps after an adoption."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from leapbench import stats
+from leapbench.clock import CHARGED
+from leapbench.read import LEAPS
+from leapbench.tables.common import Table
+from leapbench.tables.methods import ROW, WORKLOAD
+from leapbench.tables.numbers import interval, number
+from leapbench.tables.time_to_baseline import Leaps, laps_of, per_run
+
+OVERHEAD = tuple(lap for lap in CHARGED if lap != "train")
+
+
+def leap_overhead(leaps: Leaps) -> Table:
+    """Share of the charged time that is not training, in all and per lap, percent."""
+    laps = laps_of(leaps).assign(overhead_pct=lambda table: 100 - table["train_pct"])
+    shares = [f"{lap}_pct" for lap in OVERHEAD]
+    means = laps.groupby(ROW, sort=False)[["charged_s", *shares]].mean().reset_index()
+    total = stats.summarise(laps, ROW, "overhead_pct")
+    total = total.rename(
+        columns={"mean": "overhead_pct", "ci_low": "overhead_pct_ci_low", "ci_high": "overhead_pct_ci_high"}
+    )
+    runs = leaps.runs[["run_id", *ROW]].merge(per_run(leaps)[["run_id", "leaps_proposed"]], on="run_id")
+    proposed = runs.groupby(ROW, sort=False)["leaps_proposed"].mean().reset_index()
+    frame = leaps.rows[[*ROW, "kind", "interval", "diverged"]].merge(total.drop(columns="std"), on=ROW, how="left")
+    frame = frame.merge(means, on=ROW, how="left").merge(proposed, on=ROW, how="left")
+    frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
+    header = (
+        "Charged time that is not training, percent of all charged time of a run (evaluation is not charged); mean "
+        f"[interval] over seeds; {stats.INTERVAL}. interval: steps between two snapshots; proposals: per run."
+    )
+    return Table(
+        "leap_overhead", "Overhead of leaping", frame, header, f"{len(frame)} rows", sections=WORKLOAD,
+        body=partial(_overhead_body, shares),
+    )  # fmt: skip
+
+
+def _overhead_body(shares: list[str], part: pd.DataFrame, brief: bool) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "method": row["row"], "seeds": str(row["n_seeds"]), "interval": number(row["interval"]),
+                "proposals": number(row["leaps_proposed"]), "overhead [%]": interval(row, "overhead_pct", brief),
+                **{name.removesuffix("_pct"): number(row[name]) for name in shares},
+            }
+            for row in part.round(3).to_dict("records")
+        ]
+    )  # fmt: skip
+
+
+def after_leap(leaps: Leaps) -> Table:
+    """Validation loss at an adoption and some steps later, minus the paired baseline's at equal charged time."""
+    excess = excess_after(leaps)
+    key = [*ROW, "after"]
+    by_seed = excess.groupby([*key, "seed"], sort=False).agg(
+        n_leaps=("excess_nats", "size"), excess_nats=("excess_nats", "mean"), loss_nats=("loss_nats", "mean"),
+        baseline_loss_nats=("baseline_loss_nats", "mean"),
+    ).reset_index()  # fmt: skip
+    means = by_seed.groupby(key, sort=False).agg(
+        n_leaps=("n_leaps", "sum"), loss_nats=("loss_nats", "mean"), baseline_loss_nats=("baseline_loss_nats", "mean")
+    )
+    told = stats.summarise(by_seed, key, "excess_nats").drop(columns="std")
+    told = told.rename(
+        columns={"mean": "excess_nats", "ci_low": "excess_nats_ci_low", "ci_high": "excess_nats_ci_high"}
+    )
+    rows = leaps.rows.loc[leaps.rows["kind"] != "baseline", [*ROW, "kind", "predictor", "rule", "schedule"]]
+    asked = rows.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
+    frame = asked.merge(told, on=key, how="left").merge(means.reset_index(), on=key, how="left")
+    frame[["n_seeds", "n_leaps"]] = frame[["n_seeds", "n_leaps"]].fillna(0).astype(int)
+    header = (
+        "Validation loss in nats at the step of a leap (after it) and so many steps later, minus that of the tuned "
+        "baseline with the same schedule and seed at equal charged time: the baseline's validation curve, interpolated "
+        "linearly at the same charged time in training steps; a baseline that has ended keeps its last loss. Above 0 "
+        "the run would have done better without leaping so far; a leap that looks good at once and bad later climbs "
+        "from left to right. What comes after a leap includes the leaps that follow it. Mean of the seeds' means "
+        f"[interval], so that leaps of one run count as one; {stats.INTERVAL}."
+    )
+    return Table(
+        "after_leap", "After a leap", frame, header, f"{len(frame)} rows, {int(excess['after'].eq(0).sum())} leaps",
+        sections=WORKLOAD, body=_after_body,
+    )  # fmt: skip
+
+
+def _after_body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
+    body = []
+    for name, group in part.groupby("row", sort=False):
+        rows = group.sort_values("after").to_dict("records")
+        line = {"method": str(name), "seeds": str(group["n_seeds"].max()), "leaps": str(group["n_leaps"].max())}
+        for row in rows:
+            line[f"+{row['after']}" if row["after"] else "at once"] = (
+                interval(row, "excess_nats", brief) if row["n_seeds"] else "-"
+            )
+        body.append(line)
+    return pd.DataFrame(body)
+
+
+def _followed(leaps: Leaps) -> set[int]:
+    """0 and the steps after a leap at which some run evaluates."""
+    configs = (leaps.suite.configs[name] for name in leaps.runs["run_id"])
+    return {0}.union(*(science["leap"]["follow"] for science in configs if science.get("leap")))
+
+
+def excess_after(leaps: Leaps) -> pd.DataFrame:
+    """One row per adoption, completed runs, and per step after it at which validation was evaluated.
+
+    Returns:
+        run_id, seed, ROW, steps (of the adoption), after (steps since), loss_nats, baseline_loss_nats and their
+        difference excess_nats. A cascade is one adoption. Without a baseline, or before its first evaluation: no row.
+    """
+    runs = leaps.runs[leaps.runs["status"] == "completed"]
+    columns = ["run_id", "seed", *ROW, "steps", "after", "loss_nats", "baseline_loss_nats", "excess_nats"]
+    found = leaps.suite.records[LEAPS]
+    found = found[found["adopted"].astype(bool)].drop_duplicates(["run_id", "step"])[["run_id", "step"]]
+    found = found.rename(columns={"step": "steps"}).merge(runs[["run_id", "seed", *ROW]], on="run_id")
+    found = found.merge(_baselines(leaps), on="run_id")
+    found = found.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
+    found["seen"] = found["steps"] + found["after"]
+    validation = leaps.curves.loc[
+        leaps.curves["split"] == "validation", ["run_id", "steps", "loss_nats", "charged_steps"]
+    ]
+    found = found.merge(validation.rename(columns={"steps": "seen"}), on=["run_id", "seen"])
+    if found.empty:
+        return pd.DataFrame(columns=columns).astype({"after": int, "excess_nats": float, "loss_nats": float})
+    curve = {name: (own["charged_steps"], own["loss_nats"]) for name, own in validation.groupby("run_id")}
+    parts = []
+    for name, own in found.groupby("baseline_run_id"):
+        x, y = curve[name]
+        parts.append(own.assign(baseline_loss_nats=np.interp(own["charged_steps"], x, y, left=np.nan)))
+    found = pd.concat(parts).dropna(subset="baseline_loss_nats")
+    found["excess_nats"] = found["loss_nats"] - found["baseline_loss_nats"]
+    return found.sort_values(["run_id", "steps", "after"])[columns].reset_index(drop=True)
+
+
+def _baselines(leaps: Leaps) -> pd.DataFrame:
+    """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; of several the first."""
+    done = leaps.runs[leaps.runs["status"] == "completed"]
+    plain = done[(done["kind"] == "baseline") & (done["lr_from"] == "tuned")]
+    alike = [*WORKLOAD, "optimizer", "schedule", "seed"]
+    plain = plain.drop_duplicates(alike)[[*alike, "run_id"]].rename(columns={"run_id": "baseline_run_id"})
+    pairs = done.merge(plain, on=alike)
+    return pairs.loc[pairs["kind"] != "baseline", ["run_id", "baseline_run_id"]]

@@ -1,0 +1,232 @@
+"""The rows of the mode=leap tables: which runs are one method, what it is called, what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from leapbench.acceptance import CONTROLS, FIRST_PREDICTORS
+from leapbench.choices import RULES
+from leapbench.config import PROJECT
+from leapbench.read import Suite, differing, flatten
+
+WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
+ROW = [*WORKLOAD, "row"]
+BASELINE = "none"
+KINDS = ("baseline", "control", "method")
+CONTROL_PREDICTORS = (
+    *CONTROLS[::-1], "masked_linear", "random_accelerated", "pdt_nonselective", "pdt_random_mask", "pdt_shuffled",
+    "pdt_linear",
+)  # fmt: skip
+LR_FROM = ("tuned", "published", "given")
+REFERENCES = ("tuned", "schedule", "published")
+# What both papers train with.
+PUBLISHED_SCHEDULES = ("cosine", "cosine_two_stage")
+NAMED = ("schedule", "K", "lr_from")
+SCIENCE = [
+    *ROW, "kind", "predictor", "options", "rule", "optimizer", "schedule", "lr", "lr_from", "K", "interval", "gate",
+    "advance", "eval_every",
+]  # fmt: skip
+
+
+def methods(suite: Suite) -> pd.DataFrame:
+    """One row per run of mode=leap that has a config, in the order of the tables.
+
+    Returns:
+        run_id, seed, status, the columns of SCIENCE, and `identity`, equal for the runs that differ in their seed only.
+        `row` names them: predictor and rule, and whatever else tells them from the other rows of the workload.
+    """
+    runs = suite.runs[(suite.runs["mode"] == "leap") & suite.runs["run_id"].isin(list(suite.configs))]
+    columns = ["run_id", "seed", "status", *SCIENCE]
+    if runs.empty:
+        return pd.DataFrame(columns=[*columns, "identity"])
+    found = pd.DataFrame([_facts(suite.configs[name]) for name in runs["run_id"]], index=runs.index)
+    table = runs[["run_id", "seed", "status", "model", "dataset", "optimizer", "schedule", "lr", "interval"]].join(
+        found
+    )
+    table["total_steps"] = runs["steps"].astype("int64")
+    table["K"] = table["K"].astype("Int64")
+    flat = {name: flatten(suite.configs[name]) for name in table["run_id"]}
+    table["identity"] = ["\n".join(map("=".join, sorted(flat[name].items()))) for name in table["run_id"]]
+    table["identity"] = table.groupby(["identity", "K"], dropna=False).ngroup()
+    table["row"] = _labels(table, flat)
+    return _ordered(table)[[*columns, "identity"]]
+
+
+def _facts(science: dict[str, Any]) -> dict[str, Any]:
+    """What a row shows of its config; a baseline reads no rule, no gate and no K."""
+    predictor = "+".join(science.get("predictors") or {}) or BASELINE
+    leap = {} if predictor == BASELINE else science["leap"]
+    kind = "baseline" if predictor == BASELINE else "control" if predictor in CONTROL_PREDICTORS else "method"
+    spec = (science["predictors"] or {}).get(predictor) or {}
+    horizons = science.get("K") if leap else None
+    options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "_target_")
+    return {
+        "batch_size": science["train"]["batch_size"], "kind": kind, "predictor": predictor, "options": options,
+        "rule": leap.get("rule", ""), "lr_from": science["optimizer"].get("lr_from", "given"),
+        "K": horizons[0] if isinstance(horizons, list) else horizons, "gate": leap.get("gate", ""),
+        "advance": leap.get("advance"), "eval_every": science["eval"]["every"],
+    }  # fmt: skip
+
+
+def _labels(table: pd.DataFrame, flat: dict[str, dict[str, str]]) -> pd.Series:
+    """`linear strict`, `none cosine tuned`, and as many `key=value` words more as it takes to tell the rows apart."""
+    labels = (table["predictor"] + " " + table["rule"]).str.strip()
+    own = [*WORKLOAD, "predictor", "rule"]
+    for column in NAMED:
+        several = table.groupby(own, dropna=False)[column].transform("nunique") > 1
+        if column != "K":
+            several |= table["kind"] == "baseline"
+        word = table[column].astype(str)
+        labels = labels.where(~several, labels + (" K=" if column == "K" else " ") + word)
+    for _, group in table.groupby([*WORKLOAD, labels.rename("label")], sort=False):
+        if group["identity"].nunique() == 1:
+            continue
+        words: dict[Any, list[str]] = {index: [] for index in group.index}
+        by_run = dict(zip(group["run_id"], group.index, strict=True))
+        apart = differing({name: flat[name] for name in group["run_id"]})
+        rate = apart.pop("optimizer.lr", {})
+        for key, values in apart.items():
+            for name, value in values.items():
+                words[by_run[name]].append(f"{key.rpartition('.')[2]}={value}")
+        label = pd.Series({index: " ".join([labels[index], *found]) for index, found in words.items()})
+        if group.groupby(label)["identity"].nunique().max() > 1 and rate:
+            label += [f" lr={float(rate[name]):g}" for name in group["run_id"]]
+        # Configs of different ages may differ in keys that only one of them has.
+        age = group.groupby(label)["identity"].rank("dense").astype(int)
+        labels[group.index] = label.where(age == 1, label + " (" + age.astype(str) + ")")
+    return labels
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Baselines, controls, methods; within them predictors, rules and settings in the order of the other tables."""
+    predictors = [*CONTROL_PREDICTORS, *FIRST_PREDICTORS]
+    predictors += sorted(set(table["predictor"]) - set(predictors))
+    ranks = {"kind": KINDS, "predictor": predictors, "rule": ("", *RULES), "lr_from": LR_FROM}
+    columns = [*WORKLOAD, "kind", "predictor", "rule", "lr_from", "schedule", "K", "row", "seed"]
+    keys = table[columns].copy()
+    for column, order in ranks.items():
+        keys[column] = keys[column].map(list(order).index)
+    return table.loc[keys.sort_values(columns, kind="stable").index].reset_index(drop=True)
+
+
+@dataclass
+class References:
+    """What each workload is compared with.
+
+    Attributes:
+        frame: WORKLOAD, reference, row, its mean best verification loss, nats, and for_schedule: whom it is for, ""
+            for everybody. Reference `tuned` is the best tuned baseline over all schedules, `schedule` the tuned
+            baseline with the method's own, `published` the one at the published setting.
+        remarks: workload -> lines that say which row was chosen and why, or that there is none.
+        problems: one line per workload whose tuned baseline diverged.
+    """
+
+    frame: pd.DataFrame
+    remarks: dict[tuple[Hashable, ...], list[str]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> References:
+    """Choose the baselines of every workload. Validation plays no part.
+
+    tuned: of the rows without a predictor, lr_from=tuned, that have the most completed seeds and no diverged one, the
+    one with the lowest mean over seeds of the best verification loss. published: the row with lr_from=published, on a
+    cosine schedule if there are several.
+
+    Args:
+        suite: for its name and configs.
+        runs: of :func:`methods`.
+        verification: run_id -> lowest verification loss of the run, nats.
+    """
+    found = References(pd.DataFrame(columns=[*WORKLOAD, "reference", "row", "best_verification_nats", "for_schedule"]))
+    rows = []
+    for workload, group in runs.groupby(WORKLOAD, sort=False):
+        key = tuple(workload)
+        lines = found.remarks.setdefault(key, [])
+        name = workload_name(dict(zip(WORKLOAD, key, strict=True)))
+        plain = group[group["kind"] == "baseline"]
+        tuned = _standing(plain[plain["lr_from"] == "tuned"], verification)
+        able = tuned[(tuned["diverged"] == 0) & tuned["best"].notna()]
+        able = able[able["seeds"] == able["seeds"].max()].sort_values("best", kind="stable")
+        if len(able):
+            first = able.iloc[0]
+            rows.append([*key, "tuned", first["row"], first["best"], ""])
+            rows += [[*key, "schedule", *each] for each in able[["row", "best", "schedule"]].itertuples(index=False)]
+            others = ", ".join(f"`{row}` {best:.4g}" for row, best in zip(able["row"], able["best"], strict=True))
+            lines.append(
+                f"Tuned baseline: `{first['row']}`, lr {first['lr']:g}: of the tuned runs without a predictor the one "
+                f"with the lowest mean best loss on the verification split ({others} nats, {first['seeds']} "
+                f"{'seed' if first['seeds'] == 1 else 'seeds'})."
+            )
+        elif (tuned["diverged"] > 0).any():
+            ids = ", ".join(plain.loc[(plain["lr_from"] == "tuned") & (plain["status"] == "diverged"), "run_id"])
+            problem = (
+                f"{name}: the tuned baseline diverged ({ids}), so there is no target; tune with a wider grid "
+                "(scripts/tune.py) and run it again"
+            )
+            found.problems.append(f"{suite.folder}: {problem}")
+            lines.append(f"No tuned baseline: {problem}.")
+        else:
+            command = _command(suite, group, "schedule=constant,cosine,wsd optimizer.lr=tuned")
+            lines.append(f"No tuned baseline: {name} has not been run to its end without a predictor; {command}.")
+        published = _standing(plain[plain["lr_from"] == "published"], verification)
+        published = published.sort_values("schedule", key=lambda names: ~names.isin(PUBLISHED_SCHEDULES), kind="stable")
+        able = published[published["best"].notna()]
+        if len(able):
+            first = able.iloc[0]
+            rows.append([*key, "published", first["row"], first["best"], ""])
+            lines.append(f"Published-style baseline: `{first['row']}`, lr {first['lr']:g}, {first['seeds']} seeds.")
+        elif len(published):
+            lines.append(f"No published-style baseline: `{published['row'].iloc[0]}` did not end in numbers.")
+        else:
+            command = _command(suite, group, "optimizer.lr=PUBLISHED optimizer.lr_from=published")
+            lines.append(f"No published-style baseline: no run without a predictor has lr_from=published; {command}.")
+    if rows:
+        found.frame = pd.DataFrame(rows, columns=list(found.frame))
+    return found
+
+
+def _standing(plain: pd.DataFrame, verification: pd.Series) -> pd.DataFrame:
+    """Per row: completed seeds, diverged seeds, mean best verification loss of the completed ones."""
+    completed = plain["status"] == "completed"
+    scored = plain.assign(
+        seeds=completed.astype(int), diverged=(plain["status"] == "diverged").astype(int),
+        best=plain["run_id"].map(verification).astype(float).where(completed),
+    )  # fmt: skip
+    return scored.groupby(["row", "schedule", "lr"], sort=False).agg(
+        seeds=("seeds", "sum"), diverged=("diverged", "sum"), best=("best", "mean")
+    ).reset_index()  # fmt: skip
+
+
+def _command(suite: Suite, group: pd.DataFrame, how: str) -> str:
+    """What runs the baseline of the workload that `group` belongs to."""
+    first = group.iloc[0]
+    science = suite.configs[first["run_id"]]
+    seeds = ",".join(str(seed) for seed in sorted(group["seed"].unique()))
+    command = (
+        f"python train.py -m suite={suite.name} mode=leap predictor=none model={first['model']} "
+        f"dataset={first['dataset']} optimizer={first['optimizer']} {how} train.steps={first['total_steps']} "
+        f"train.interval={science['train']['interval']} train.batch_size={first['batch_size']} "
+        f"eval.every={first['eval_every']} seed={seeds}"
+    )
+    for path in sorted((PROJECT / "sweeps").glob("*.yaml")):
+        sweep = yaml.safe_load(path.read_text())
+        if sweep.get("suite") == suite.name and "time_to_baseline" in sweep.get("table", []):
+            return f"make sweep NAME={path.stem} runs it, or {command}"
+    return f"{command} runs it"
+
+
+def workload_name(key: Mapping[Any, Any]) -> str:
+    """`fcn_small, digits, 375 steps of 48`."""
+    return f"{key['model']}, {key['dataset']}, {key['total_steps']} steps of {key['batch_size']}"
+
+
+def of_workload(frame: pd.DataFrame, workload: Mapping[Any, Any]) -> pd.DataFrame:
+    """The rows of one workload."""
+    return frame[np.logical_and.reduce([frame[name] == workload[name] for name in WORKLOAD])]

@@ -1,0 +1,37 @@
+"""Numbers as a reader wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+MISSING = "missing"
+
+Cell = Mapping[Hashable, Any]
+
+
+def number(value: object, percent: bool = False) -> str:
+    """A number rounded to what a reader can use; empty for a missing one."""
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int | np.integer):
+        return f"{value:d}"
+    size = abs(float(value))  # type: ignore[arg-type]
+    if percent:
+        return f"{value:.1f}"
+    if 0 < size < 0.01:
+        return f"{value:.2g}"
+    if size >= 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
+
+
+def interval(cell: Cell, name: str, brief: bool = False) -> str:
+    """`0.870 [0.810, 0.930]` from `name`, `name`_ci_low and `name`_ci_high; `missing` without a mean."""
+    mean, low, high = (number(cell[f"{name}{end}"]) for end in ("", "_ci_low", "_ci_high"))
+    return (f"{mean} [{low}, {high}]" if low and not brief else mean) or MISSING

@@ -1,0 +1,256 @@
+"""Does it save time? Steps and charged time to the baseline's best, over the baseline's own, paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from leapbench import stats
+from leapbench.clock import CHARGED
+from leapbench.read import LEAPS, Suite
+from leapbench.tables.common import Published, Table
+from leapbench.tables.methods import REFERENCES, ROW, SCIENCE, WORKLOAD, References, methods, references, workload_name
+from leapbench.tables.numbers import MISSING, interval, number
+from leapbench.tables.targets import DEFINITIONS, QUANTITIES, best_of, curves, paired, time_to_target
+
+NAME = "time_to_baseline"
+PDT_AS = {
+    "fcn": "fcn", "fcn_small": "fcn", "alexnet": "alexnet", "alexnet_small": "alexnet", "resnet50": "resnet50",
+    "resnet_small": "resnet50", "vit_base": "vit_base", "vit_small": "vit_base", "vit_huge": "vit_huge",
+}  # fmt: skip
+CITED = {"pdt_loss_total": "reduction_loss_pct", "pdt_accuracy": "reduction_acc_pct"}
+DIGITS = (
+    "digits is small: 1,797 handwritten digits of 8x8 pixels, upsampled. Every network fits it in seconds, one of its "
+    "few hundred validation images moves the accuracy by a third of a percent, and an epoch is a few dozen steps. It "
+    "shows how methods compare on an easy task; it is no evidence of what they do on CIFAR-10 or ImageNet."
+)
+# Numbers of a run that have nothing to do with a target.
+MEASURED = (
+    "final_validation_nats", "best_validation_nats", "final_accuracy_pct", "best_accuracy_pct", "overhead_pct",
+    "leaps_proposed", "leaps_adopted", "changed_pct",
+)  # fmt: skip
+COUNTS = ("leaps_proposed", "leaps_adopted", "changed_pct")
+
+
+@dataclass
+class Leaps:
+    """What the mode=leap tables of a suite share.
+
+    Attributes:
+        runs: of :func:`leapbench.tables.methods.methods`.
+        curves: of :func:`leapbench.tables.targets.curves`.
+        references: of :func:`leapbench.tables.methods.references`.
+        rows: one row per row of the tables: SCIENCE, seeds (completed) and diverged (seeds).
+    """
+
+    suite: Suite
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    references: References
+    rows: pd.DataFrame
+
+
+def leaps_of(suite: Suite) -> Leaps:
+    """Rows, curves and references of a suite's mode=leap runs."""
+    runs = methods(suite)
+    rows = curves(suite, runs)
+    verification = rows[(rows["split"] == "verification") & rows["regular"]].groupby("run_id")["loss_nats"].min()
+    counts = runs.assign(seeds=runs["status"] == "completed", diverged=runs["status"] == "diverged")
+    counts = counts.groupby(ROW, sort=False)[["seeds", "diverged"]].sum().astype(int).reset_index()
+    table = runs[SCIENCE].drop_duplicates(ROW).merge(counts, on=ROW)
+    return Leaps(suite, runs, rows, references(suite, runs, verification), table)
+
+
+def time_to_baseline(leaps: Leaps, published: Published) -> Table:
+    """Time to target under every definition and against both references, one row each."""
+    cells = _cells(leaps)
+    frame = _grid(leaps).merge(_over_seeds(cells), on=[*ROW, "reference", "definition"], how="left")
+    frame[["n_seeds", "reached"]] = frame[["n_seeds", "reached"]].fillna(0).astype(int)
+    frame = frame.merge(_measured(leaps), on=ROW, how="left")
+    frame = _with_published(frame, published.pdt)
+    remarks = {}
+    for workload in leaps.rows[WORKLOAD].drop_duplicates().to_dict("records"):
+        lines = list(leaps.references.remarks[tuple(workload.values())])
+        remarks[workload_name(workload)] = [*lines, DIGITS] if workload["dataset"] == "digits" else lines
+    seeds = leaps.runs.loc[leaps.runs["status"] == "completed", "seed"].nunique()
+    header = (
+        "Time until a run first reaches what its baseline reached at best, over the baseline's own time to it; below 1 "
+        f"is faster. Mean [interval] of the ratios of {seeds} {'seed' if seeds == 1 else 'seeds'}, each paired with "
+        f"the baseline of the same seed; {stats.INTERVAL}. A run that does not reach the target, or diverges, has no "
+        "time: the mean is shown only if all seeds reached it. `ours`: first validation evaluation at or below the "
+        "baseline's best validation loss, counted at the evaluations that all runs share; `pdt loss`: first interval "
+        "whose mean training loss is at or below the baseline's lowest; `pdt accuracy`: accuracy likewise, on "
+        "validation; `pdt total`: `pdt loss` over the baseline's total time, as PDT's authors computed their table. "
+        "steps: gradient steps paid for. charged: time for everything but evaluation, in the run's own training steps, "
+        "which is charged seconds without the noise of the machine; seconds: the same as measured. To same schedule: "
+        "over the tuned baseline with the method's own schedule, so that no schedule is credited to a method. Every method at "
+        "the learning rate of its row; tuned means tuned for that very method on the verification split."
+    )
+    return Table(
+        NAME, "Time to baseline", frame, header, _summary(frame, cells), sections=WORKLOAD, body=partial(_body),
+        remarks=remarks, problems=leaps.references.problems, per_seed=cells,
+    )  # fmt: skip
+
+
+def _cells(leaps: Leaps) -> pd.DataFrame:
+    """One row per workload, row, definition, reference and seed."""
+    pairs = paired(leaps.runs, leaps.references.frame)
+    parts = [time_to_target(leaps.curves, pairs, definition) for definition in DEFINITIONS]
+    named = leaps.runs[["run_id", "seed", "status", *ROW]].reset_index(names="order")
+    cells = named.merge(pd.concat(parts, ignore_index=True), on="run_id")
+    return cells.sort_values(["order", "reference"], ascending=[True, False], kind="stable").drop(columns="order")
+
+
+def _grid(leaps: Leaps) -> pd.DataFrame:
+    """Every row with every reference and definition; accuracy for images only."""
+    chosen = leaps.references.frame.rename(columns={"row": "reference_row"}).drop(columns="best_verification_nats")
+    both = pd.DataFrame({"reference": REFERENCES}).merge(pd.DataFrame({"definition": DEFINITIONS}), how="cross")
+    grid = leaps.rows.merge(both, how="cross")
+    grid["for_schedule"] = grid["schedule"].where(grid["reference"] == "schedule", "")
+    grid = grid.merge(chosen, on=[*WORKLOAD, "reference", "for_schedule"], how="left").drop(columns="for_schedule")
+    named = leaps.runs[["run_id", *WORKLOAD]].merge(best_of(leaps.curves, "pdt_accuracy").dropna().reset_index())
+    images = grid[WORKLOAD].merge(named[WORKLOAD].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
+    return grid[(grid["definition"] != "pdt_accuracy") | images.to_numpy()].reset_index(drop=True)
+
+
+def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
+    """Counts of seeds and, per quantity and per ratio: mean and interval if all reached, mean of those that did."""
+    key = [*ROW, "reference", "definition"]
+    values = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_ratio")]
+    groups = cells.groupby(key, sort=False)
+    frame = groups.agg(n_seeds=("seed", "size"), reached=("reached", "sum")).reset_index()
+    frame = frame.merge(groups[values].mean().add_suffix("_of_those_that_reached").reset_index(), on=key)
+    complete = cells[groups["reached"].transform("all")] if len(cells) else cells
+    long = complete.melt(key, values, var_name="value_of", value_name="value").astype({"value": float})
+    wide = stats.summarise(long, [*key, "value_of"], "value").pivot(index=key, columns="value_of")
+    for name in values:
+        for column, suffix in (("mean", ""), ("ci_low", "_ci_low"), ("ci_high", "_ci_high")):
+            found = wide[(column, name)] if (column, name) in wide else pd.Series(dtype=float)
+            frame = (
+                frame.merge(found.rename(f"{name}{suffix}").reset_index(), on=key, how="left")
+                if len(found)
+                else (frame.assign(**{f"{name}{suffix}": float("nan")}))
+            )
+    order = [f"{name}{suffix}" for name in values for suffix in ("", "_ci_low", "_ci_high", "_of_those_that_reached")]
+    return frame[[*key, "n_seeds", "reached", *order]]
+
+
+def per_run(leaps: Leaps) -> pd.DataFrame:
+    """run_id and MEASURED of the completed runs, without what a run has none of."""
+    done = leaps.runs[leaps.runs["status"] == "completed"]
+    rows = leaps.curves[leaps.curves["run_id"].isin(done["run_id"])]
+    regular = rows[(rows["split"] == "validation") & rows["regular"]].groupby("run_id")
+    last = rows.groupby("run_id").last()
+    proposals = leaps.suite.records[LEAPS].groupby("run_id").agg(
+        leaps_proposed=("adopted", "size"), leaps_adopted=("adopted", "sum"), changed_pct=("changed_share", "mean")
+    )  # fmt: skip
+    found = pd.DataFrame(
+        {
+            "final_validation_nats": regular["loss_nats"].last(), "best_validation_nats": regular["loss_nats"].min(),
+            "final_accuracy_pct": 100 * regular["accuracy"].last(),
+            "best_accuracy_pct": 100 * regular["accuracy"].max(),
+            "overhead_pct": 100 * (1 - last["train_s"] / last["charged_s"]),
+        },
+        index=pd.Index(done["run_id"], name="run_id"),
+    ).join(proposals)  # fmt: skip
+    found["changed_pct"] = 100 * found["changed_pct"].astype(float)
+    proposing = (done.set_index("run_id")["kind"] != "baseline").reindex(found.index)
+    for column in ("leaps_proposed", "leaps_adopted"):
+        found[column] = found[column].astype(float).fillna(0).where(proposing)
+    return found.reset_index()
+
+
+def _measured(leaps: Leaps) -> pd.DataFrame:
+    """Per row the mean of MEASURED over completed seeds; with an interval, except for COUNTS."""
+    runs = leaps.runs[["run_id", *ROW]].merge(per_run(leaps), on="run_id")
+    frame = leaps.rows[ROW].merge(runs.groupby(ROW, sort=False)[list(COUNTS)].mean().reset_index(), on=ROW, how="left")
+    for name in MEASURED:
+        if name not in COUNTS:
+            told = stats.summarise(runs, ROW, name)[[*ROW, "mean", "ci_low", "ci_high"]]
+            names = {"mean": name, "ci_low": f"{name}_ci_low", "ci_high": f"{name}_ci_high"}
+            frame = frame.merge(told.rename(columns=names), on=ROW, how="left")
+    return frame
+
+
+def laps_of(leaps: Leaps) -> pd.DataFrame:
+    """ROW, seed, charged_s and the share of every charged lap in percent, of the completed runs."""
+    last = leaps.curves.groupby("run_id").last().reset_index()
+    done = leaps.runs.loc[leaps.runs["status"] == "completed", ["run_id", "seed", *ROW]].merge(last, on="run_id")
+    for lap in CHARGED:
+        done[f"{lap}_pct"] = 100 * done[f"{lap}_s"] / done["charged_s"]
+    return done[[*ROW, "seed", "charged_s", *(f"{lap}_pct" for lap in CHARGED)]]
+
+
+def _with_published(frame: pd.DataFrame, pdt: pd.DataFrame) -> pd.DataFrame:
+    """PDT's published reductions, percent, beside the rows of `pdt` as published."""
+    theirs = pdt.rename(columns={"model": "published_model", "source": "published_source"})
+    theirs = theirs.melt(["published_model", "published_source"], list(CITED.values()), "column", "published_pct")
+    theirs["definition"] = theirs.pop("column").map({column: name for name, column in CITED.items()})
+    named = frame.assign(published_model=frame["model"].map(PDT_AS).where(as_published(frame)))
+    joined = named.merge(theirs, on=["published_model", "definition"], how="left")
+    return joined.assign(published_model=joined["published_model"].where(joined["published_pct"].notna()))
+
+
+def as_published(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are PDT as its numbers were made: the code's mask, both halves of it, adopted unseen."""
+    right = [{"variant=code", "mode=both"} <= set(str(options).split()) for options in frame["options"]]
+    return (frame["predictor"] == "pdt") & (frame["rule"] == "always") & np.array(right, dtype=bool)
+
+
+def _summary(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
+    rows, workloads = len(frame[ROW].drop_duplicates()), len(frame[WORKLOAD].drop_duplicates())
+    text = f"{rows} rows of {workloads} {'workload' if workloads == 1 else 'workloads'}, {len(cells)} times to a target"
+    lost = rows - len(frame.loc[(frame["reference"] == "tuned") & (frame["n_seeds"] > 0), ROW].drop_duplicates())
+    return text + (f"; {lost} rows without a tuned baseline to compare with" if lost else "")
+
+
+def ratio(cell: Mapping[Hashable, Any] | None, quantity: str, brief: bool = False) -> str:
+    """`0.870 [0.810, 0.930]`, `not reached (3 of 5)`; `missing` without a pair."""
+    if cell is None or not cell["n_seeds"]:
+        return MISSING
+    if cell["reached"] < cell["n_seeds"]:
+        return f"not reached ({cell['reached']} of {cell['n_seeds']})"
+    return interval(cell, f"{quantity}_ratio", brief)
+
+
+def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
+    """One row per method of one workload; the published row of PDT last."""
+    images = (part["definition"] == "pdt_accuracy").any()
+    body = []
+    for _, group in part.groupby("row", sort=False):
+        at = {(row["definition"], row["reference"]): row for row in group.to_dict("records")}
+        first = at["ours", "tuned"]
+        proposed, whole = first["leaps_proposed"], 0 < first["n_seeds"] == first["reached"]
+        line = {
+            "method": first["row"],
+            "seeds": f"{first['seeds']}" + (f" + {first['diverged']} diverged" if first["diverged"] else ""),
+            "lr": f"{first['lr']:g} ({first['lr_from']})",
+            "K": number(first["K"]),
+            "leaps": "" if pd.isna(proposed) else f"{number(first['leaps_adopted'], True)} / {number(proposed, True)}",
+            "steps": ratio(first, "steps", brief),
+            "charged": ratio(first, "charged_steps", brief) if whole else "-",
+            "seconds": ratio(first, "charged_s", brief) if whole else "-",
+            "charged, to same schedule": ratio(at["ours", "schedule"], "charged_steps", brief),
+            "charged, to published-style": ratio(at["ours", "published"], "charged_steps", brief),
+            "pdt loss": ratio(at["pdt_loss", "tuned"], "charged_steps", brief),
+            "pdt total": ratio(at["pdt_loss_total", "tuned"], "charged_steps", brief),
+        }
+        if images:
+            line["pdt accuracy"] = ratio(at["pdt_accuracy", "tuned"], "charged_steps", brief)
+            line["best accuracy [%]"] = interval(first, "best_accuracy_pct", brief)
+        line["best validation loss"] = interval(first, "best_validation_nats", brief)
+        body.append(line)
+    cited = part[(part["reference"] == "tuned") & part["published_pct"].notna()].drop_duplicates("definition")
+    if len(cited):
+        shown = {"pdt_loss_total": "pdt total", "pdt_accuracy": "pdt accuracy"}
+        line = {"method": f"published: PDT, {cited['published_model'].iloc[0]}"}
+        for row in cited.to_dict("records"):
+            line[shown[row["definition"]]] = number(1 - row["published_pct"] / 100)
+        body.append(line)
+    table = pd.DataFrame(body).fillna("")
+    return table.drop(columns=["seconds", "charged, to published-style", "pdt total"]) if brief else table

@@ -207,6 +207,22 @@ def test_the_published_setting_is_a_reference_too(tmp_path, published):
     assert at(frame, "none cosine tuned", reference="published")["reference_row"] == "none cosine published"
 
 
+def test_a_method_is_compared_with_the_baseline_of_its_own_schedule_too(tmp_path, published):
+    better = {"validation": [2.0, 1.0, 0.7, 0.5], "verification": [2.0, 1.0, 0.7, 0.5]}
+    write_leap_run(tmp_path / "s", **BASE)
+    write_leap_run(tmp_path / "s", schedule="wsd", **{**BASE, **better})
+    write_leap_run(tmp_path / "s", predictor="linear", **FASTER)
+    frame = made(tmp_path / "s", published).frame
+    # The best tuned baseline decays and ends at 0.5, which nothing else reaches; the cosine's best is 1.0 at step 150.
+    assert at(frame, "linear strict")["reference_row"] == "none wsd tuned"
+    assert at(frame, "linear strict")["reached"] == 0
+    own = at(frame, "linear strict", reference="schedule")
+    assert own["reference_row"] == "none cosine tuned"
+    assert (own["reached"], own["steps_ratio"]) == (1, pytest.approx(100 / 150))
+    assert at(frame, "none wsd tuned", reference="schedule")["steps_ratio"] == 1.0
+    assert at(frame, "none cosine tuned", reference="schedule")["steps_ratio"] == 1.0
+
+
 def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, monkeypatch, capsys):
     for seed in range(2):
         write_leap_run(tmp_path / "raw" / "s", seed, "linear", **FASTER)
@@ -439,7 +455,7 @@ def test_scripts_take_a_mixed_suite(tmp_path, monkeypatch, capsys):
     args = ["--results", str(raw), "--out", str(tmp_path)]
     assert run_script(monkeypatch, "aggregate", *args) == 0
     said = capsys.readouterr().out
-    assert "time_to_baseline: 2 rows of 1 workload, 16 times to a target" in said and "linear strict" in said
+    assert "time_to_baseline: 2 rows of 1 workload, 32 times to a target" in said and "linear strict" in said
     assert run_script(monkeypatch, "report", *args) == 0
     page = tmp_path / "tables" / "s" / "README.md"
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())

@@ -88,7 +88,7 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
         "validation; `pdt total`: `pdt loss` over the baseline's total time, as PDT's authors computed their table. "
         "steps: gradient steps paid for. charged: time for everything but evaluation, in the run's own training steps, "
         "which is charged seconds without the noise of the machine; seconds: the same as measured. To same schedule: "
-        "over the tuned baseline with the method's own schedule, so that no schedule is credited to a method. Every method at "
+        "over the tuned baseline with the method's own schedule: no schedule is credited to a method. Every method at "
         "the learning rate of its row; tuned means tuned for that very method on the verification split."
     )
     return Table(

@@ -222,8 +222,3 @@ def seed_of(config: RunConfig, purpose: str) -> int:
     """A seed hashed from (model, dataset, seed) and what it is for."""
     text = f"{config.model.name}/{config.dataset.name}/{config.seed}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def build(config: RunConfig, device: torch.device) -> Workload:
-    """The workload that a configuration describes, of texts or of images."""
-    return Workload(config, device)

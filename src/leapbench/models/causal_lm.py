@@ -66,6 +66,8 @@ def _config(cfg: ModelConfig, vocab_size: int, init: str) -> transformers.Pretra
         raise ConfigError(
             f"model.model_type={cfg.model_type} is unknown; use a model type of transformers, such as gpt2 or qwen2"
         ) from None
+    if type(defaults) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConfigError(f"model={cfg.name} does not read text; use model=gpt2_nano or another language model")
     unknown = [key for key in cfg.config if not hasattr(defaults, key)]
     if unknown:
         raise ConfigError(f"model.config.{unknown[0]} is no argument of {type(defaults).__name__}")

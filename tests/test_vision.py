@@ -86,7 +86,9 @@ def test_a_score_is_the_loss_and_the_share_of_right_answers(fcn):
     fcn.model.train()
     score = fcn.score(fcn.model, "validation")
     assert score.loss == pytest.approx(float(nn.functional.cross_entropy(logits, images["labels"])), rel=1e-5)
-    assert score.accuracy == float((logits.argmax(1) == images["labels"]).float().mean().double().mul(300).round() / 300)
+    assert score.accuracy == float(
+        (logits.argmax(1) == images["labels"]).float().mean().double().mul(300).round() / 300
+    )
     assert score.loss == fcn.validation_loss(fcn.model)
     assert fcn.score(fcn.model, "verification").loss == fcn.verification_loss(fcn.model) != score.loss
 

@@ -53,6 +53,41 @@ def test_published_sizes(name, vocabulary, parameters):
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("fcn_small", 25_538), ("alexnet_small", 104_298), ("resnet_small", 20_130), ("vit_small", 42_490)],
+)
+def test_small_image_classifiers_are_all_trainable(name, parameters):
+    model = models.build_image_classifier(conf(name), 1, 32, 10, seed=0, init="scratch")
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small"])
+def test_image_classifiers_depend_on_the_seed_alone(name):
+    def weights(seed: int) -> torch.Tensor:
+        model = models.build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")
+        return torch.cat([weight.flatten() for weight in model.parameters()])
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = weights(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.equal(weights(3), first)
+    assert not torch.equal(weights(4), first)
+
+
+def test_he_weights_keep_the_size_of_the_signal():
+    def spread(he: bool) -> torch.Tensor:
+        model = models.build_image_classifier(conf("alexnet_small", he=he), 1, 32, 10, 0, "scratch").eval()
+        with torch.no_grad():
+            return model(pixel_values=torch.randn(64, 1, 32, 32, generator=torch.manual_seed(0))).logits.std(0).mean()
+
+    assert spread(True) > 0.1 > 20 * spread(False)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_shrunken_networks_learn(name):
     model = small(name)

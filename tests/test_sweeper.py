@@ -262,7 +262,7 @@ def axes_of(spec: dict[str, Any], own: dict[str, Any]) -> dict[str, list[str]]:
 def command_lines() -> list[tuple[str, ...]]:
     """Every distinct command line of the observing sweeps; tables that share runs share it."""
     script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
-    names = [name for name in specs() if not name.startswith(("ttb_", "tune_"))]
+    names = [name for name in specs() if not name.startswith(("ttb_", "tune_", "leap_overhead"))]
     return list(dict.fromkeys(tuple(line) for name in names for line in script["commands"](name, [])))
 
 
@@ -275,7 +275,7 @@ def test_sweep_files_compose(sweeper, line):
 
 def leaping_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, spec, command) of the sweeps with mode=leap, where every cell is a job."""
-    found = {name: spec for name, spec in specs().items() if name.startswith(("ttb_", "tune_"))}
+    found = {name: spec for name, spec in specs().items() if name.startswith(("ttb_", "tune_", "leap_overhead"))}
     return [(name, spec, own) for name, spec in found.items() for own in spec.get("commands", [{}])]
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -27,6 +28,7 @@ SMALL = ("fcn", "alexnet", "resnet", "vit")
 
 def config_of(experiment: str, changes: dict | None = None, *choices: str) -> RunConfig:
     cfg = copy.deepcopy(composed(f"experiment={experiment}", *choices))
+    OmegaConf.set_struct(cfg, False)
     cfg.merge_with({"progress": False, "device": "cpu", **(changes or {})})
     return resolve(cfg)
 
@@ -218,8 +220,10 @@ def test_buffers_make_the_round_trip_of_a_checkpoint():
 # ---- the small networks learn ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "lr"), [("fcn", 0.1), ("alexnet", 0.1), ("resnet", 0.03), ("vit", 3e-3)])
-def test_small_networks_learn_the_digits(name, lr):
+@pytest.mark.parametrize(
+    ("name", "lr", "drop"), [("fcn", 0.1, 0.5), ("alexnet", 0.1, 0.05), ("resnet", 0.03, 0.3), ("vit", 3e-3, 0.15)]
+)
+def test_small_networks_learn_the_digits(name, lr, drop):
     workload = Workload(config_of(f"digits_{name}"), CPU)
     kind = torch.optim.AdamW if name == "vit" else torch.optim.SGD
     optimizer = kind(workload.model.parameters(), lr=lr)
@@ -232,7 +236,7 @@ def test_small_networks_learn_the_digits(name, lr):
         optimizer.zero_grad()
     after = workload.score(workload.model, "validation")
     assert before.loss > 2.2
-    assert after.loss < before.loss - (0.02 if name == "alexnet" else 0.3)
+    assert after.loss < before.loss - drop
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -315,7 +319,11 @@ def test_published_recipe_runs_and_leaps(experiment, hub, tmp_path):
     end = run(config)
     assert end.status == "completed"
     leaps = untimed(end.folder, "leaps.jsonl")
-    assert [row["step"] for row in leaps] == [6, 8, 10]
+    steps = [row["step"] for row in leaps]
+    if cifar:
+        assert steps == [6, 8, 10]
+    else:  # the scheduler makes proposals rarer when the training loss rises
+        assert steps[0] == 6 and set(steps) <= {6, 8, 10}
     assert all(row["adopted"] and row["rule"] == "always" and row["status"] == "ok" for row in leaps)
     assert all(0 < row["changed_share"] < 1 for row in leaps)
 
@@ -329,7 +337,7 @@ def test_published_recipe_runs_and_leaps(experiment, hub, tmp_path):
         (("model=gpt2_nano",), {}, "model=gpt2_nano does not classify images; use model=fcn_small"),
         (("model=fcn_small", "dataset=stdlib"), {}, "model.model_type=fcn is unknown"),
         (("model=resnet_small", "dataset=stdlib"), {}, "model=resnet_small does not read text; use model=gpt2_nano"),
-        ((), {"dataset": {"examples": 1000}}, "dataset.examples=1000 but .* 1200 training images .* examples=1200"),
+        ((), {"dataset": {"examples": 1000}}, "dataset.examples=1000 but .* has 1200 training images .* set dataset.examples=1200"),
         ((), {"dataset": {"image": {"held_out": 1497}}}, "held_out=1497 does not fit: 1497 of the digits"),
         ((), {"dataset": {"image": {"loading": "streamed"}}}, "digits needs dataset.image.loading=resident"),
         ((), {"dataset": {"image": {"loading": "lazy"}}}, "loading=lazy is unknown; use resident or streamed"),

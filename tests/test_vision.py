@@ -337,7 +337,7 @@ def test_published_recipe_runs_and_leaps(experiment, hub, tmp_path):
         (("model=gpt2_nano",), {}, "model=gpt2_nano does not classify images; use model=fcn_small"),
         (("model=fcn_small", "dataset=stdlib"), {}, "model.model_type=fcn is unknown"),
         (("model=resnet_small", "dataset=stdlib"), {}, "model=resnet_small does not read text; use model=gpt2_nano"),
-        ((), {"dataset": {"examples": 1000}}, "dataset.examples=1000 but .* has 1200 training images .* set dataset.examples=1200"),
+        ((), {"dataset": {"examples": 1000}}, "examples=1000 but .* 1200 training images .* set dataset.examples=1200"),
         ((), {"dataset": {"image": {"held_out": 1497}}}, "held_out=1497 does not fit: 1497 of the digits"),
         ((), {"dataset": {"image": {"loading": "streamed"}}}, "digits needs dataset.image.loading=resident"),
         ((), {"dataset": {"image": {"loading": "lazy"}}}, "loading=lazy is unknown; use resident or streamed"),

@@ -83,13 +83,13 @@ def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, 
         table = datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir / "images")
         )
-        for column in (cfg.image_column, cfg.label_column):
-            if column not in table.column_names:
-                raise ConfigError(
-                    f"{where} has no column {column}; set dataset.image.image_column and dataset.image.label_column "
-                    f"to two of {', '.join(table.column_names)}"
-                )
-        table = table.select_columns([cfg.image_column, cfg.label_column])
+        columns = [cfg.image_column, cfg.label_column]
+        if len(set(columns) & set(table.column_names)) < 2:
+            raise ConfigError(
+                f"{where} has no two columns {' and '.join(columns)}; set dataset.image.image_column and "
+                f"dataset.image.label_column to two of {', '.join(table.column_names)}"
+            )
+        table = table.select_columns(columns)
         table = table.cast_column(cfg.image_column, datasets.Image(decode=False))
         labels = table.data.column(cfg.label_column).to_numpy().astype(np.int64)
     except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:

@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""The names of a run's files, and files that are never half written. Imports nothing heavy: dry runs use it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
+EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
+CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
+STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
+CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
 
 
 def utc() -> str:

@@ -1,4 +1,4 @@
-"""A run on disk. The only module that knows file names.
+"""A run on disk: the only module that writes it.
 
 Rows are appended to jsonl files; a checkpoint remembers how long each file was, and a resumed run cuts them back to
 that length, so a killed run leaves the same rows as an uninterrupted one. The summary is written last: its presence
@@ -27,16 +27,30 @@ import torch
 import yaml
 
 from leapbench.config import ConfigError
-from leapbench.files import utc, write_json, write_text
+from leapbench.files import (
+    CASCADE,
+    CHECKPOINT,
+    CONFIG,
+    EVALS,
+    LANDSCAPE,
+    LEAPS,
+    LOCK,
+    META,
+    PROPOSALS,
+    REGIMES,
+    STREAMS,
+    SUMMARY,
+    utc,
+    write_json,
+    write_text,
+)
 from leapbench.lock import HeldError, Lock, LostError
 
+__all__ = [
+    "CASCADE", "CHECKPOINT", "CONFIG", "EVALS", "LANDSCAPE", "LEAPS", "LOCK", "META", "PROPOSALS", "REGIMES", "STREAMS",
+    "SUMMARY", "BusyError", "RunFolder",
+]  # fmt: skip
 SCHEMA = 1
-CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
-EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
-CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
-STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
-CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
-
 # Seconds between two batches of rows.
 FLUSH_S = 5.0
 

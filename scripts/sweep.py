@@ -1,4 +1,4 @@
-"""Run one of sweeps/*.yaml: python scripts/sweep.py NAME [--dry-run] [-- extra overrides].
+"""Run one of sweeps/*.yaml: python scripts/sweep.py NAME [--dry-run] [--allow-dirty] [-- extra overrides].
 
 A sweep file holds `title`, `published` (where the paper prints the table), `table` (our tables it feeds), `suite`,
 `overrides` and `axes`. With `commands`, each entry is a command line of its own: its overrides are added to the
@@ -6,6 +6,8 @@ file's, its axes and its suite replace the file's.
 
 All command lines are resolved before the first one runs. While they run, a line on stderr says how many runs have
 ended and how long the rest will take; a command line whose runs have all ended is passed over.
+
+Code with changes that are not committed is refused, unless --allow-dirty (or allow_dirty=true after --) is given.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import IO, Any
 
 import yaml
 
+from leapbench import pinned
+from leapbench.config import ConfigError
 from leapbench.progress import PlannedRun, Progress, duration
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -181,24 +185,31 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
     return worst
 
 
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options in front of `--`, and the overrides behind it without allow_dirty, which is an option as well."""
+    parser.epilog = "What follows -- is added to every command line."
+    parser.add_argument("name", metavar="NAME", help="a file in sweeps/, without .yaml")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
+    parser.add_argument("--allow-dirty", action="store_true", help="run code that differs from its commit")
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    args, extra = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
+    args.allow_dirty |= "allow_dirty=true" in extra
+    return args, [override for override in extra if not override.startswith("allow_dirty=")]
+
+
 def main() -> int:
     """Print every command line and, without --dry-run, run them one after the other."""
-    parser = argparse.ArgumentParser(
-        description="Run one of sweeps/*.yaml.", epilog="What follows -- is added to every command line."
-    )
-    parser.add_argument("name", metavar="NAME", help="a file in sweeps/, without .yaml")
-    parser.add_argument("--dry-run", action="store_true", help="only print the command lines")
-    arguments = sys.argv[1:]
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    args = parser.parse_args(arguments[:cut])
+    args, extra = parse(argparse.ArgumentParser(description="Run one of sweeps/*.yaml."), sys.argv[1:])
     try:
-        lines = commands(args.name, arguments[cut + 1 :])
+        lines = commands(args.name, extra)
         if args.dry_run:
             for line in lines:
                 print(shlex.join(["python", *line]))
             return 0
+        if not args.allow_dirty:
+            pinned.require_clean()
         return run(args.name, lines, Screen(sys.stderr, sys.stdout))
-    except LookupError as error:
+    except (LookupError, ConfigError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
     except PlanError as error:

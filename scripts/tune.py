@@ -10,8 +10,9 @@ import yaml
 
 from leapbench import tuning
 from leapbench.config import PROJECT
+from leapbench.files import write_text
 from leapbench.read import RecordError, Suite, load_suite
-from leapbench.record import EVALS, write_text
+from leapbench.record import EVALS
 from leapbench.tuning import Cell, Trial, TuningError
 
 HEADER = """\

@@ -176,31 +176,42 @@ def load_and_report(cfg: DatasetConfig, cache: Path, barrier, queue) -> None:
     queue.put((data.sha256, data.train.ids.tobytes()))
 
 
-def test_two_processes_may_fill_the_cache_at_once(tmp_path):
-    cfg = texts(tmp_path / "texts")
+def test_of_many_processes_that_need_the_same_cache_one_makes_it(tmp_path, monkeypatch):
+    cfg, made = texts(tmp_path / "texts"), tmp_path / "made"
+    made.mkdir()
+    build = datasets._build
+
+    def counted(*args) -> None:
+        (made / str(os.getpid())).touch()
+        time.sleep(0.3)
+        build(*args)
+
+    monkeypatch.setattr(datasets, "_build", counted)
+    monkeypatch.setattr(datasets, "WAIT_S", 0.02)
     fork = multiprocessing.get_context("fork")
-    barrier, queue = fork.Barrier(2), fork.Queue()
-    workers = [fork.Process(target=load_and_report, args=(cfg, tmp_path / "cache", barrier, queue)) for _ in range(2)]
+    barrier, queue = fork.Barrier(6), fork.Queue()
+    workers = [fork.Process(target=load_and_report, args=(cfg, tmp_path / "cache", barrier, queue)) for _ in range(6)]
     for worker in workers:
         worker.start()
-    results = [queue.get(timeout=60) for _ in workers]
+    reports = [queue.get(timeout=60) for _ in workers]
     for worker in workers:
-        worker.join()
+        worker.join(60)
         assert worker.exitcode == 0
-    assert results[0] == results[1]
+    assert all(report == reports[0] for report in reports)
+    assert len(list(made.iterdir())) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_losing_the_race_leaves_the_winner_and_no_litter(tmp_path, monkeypatch):
+def test_a_cache_half_made_by_a_dead_process_is_made_again(tmp_path, monkeypatch):
     cfg = texts(tmp_path / "texts")
-    publish = datasets._publish
-
-    def slower(draft: Path, folder: Path) -> None:
-        monkeypatch.setattr(datasets, "_publish", publish)
-        datasets.load(cfg, tmp_path / "cache")
-        publish(draft, folder)
-
-    monkeypatch.setattr(datasets, "_publish", slower)
+    fork = multiprocessing.get_context("fork")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_write", lambda *_: os._exit(9))
+        worker = fork.Process(target=datasets.load, args=(cfg, tmp_path / "cache"))
+        worker.start()
+        worker.join(60)
+    assert worker.exitcode == 9
+    assert any(path.name.endswith(".lock") for path in (tmp_path / "cache").iterdir())
     assert len(datasets.load(cfg, tmp_path / "cache").train) > 0
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

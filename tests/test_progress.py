@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Time:
 
 
 def test_a_planned_run_survives_its_line(tmp_path):
-    run = planned(tmp_path, "a", kind=("net", "data", "linear"))
+    run = replace(planned(tmp_path, "a", kind=("net", "data", "linear")), overrides=("seed=1", "K=[5,10]"), data="d")
     assert PlannedRun.parse(run.line()) == run
     assert "\n" not in run.line()
 
@@ -113,7 +114,8 @@ if "wrong" in names:
 if arguments.get("hydra.sweeper.dry_run") == "true":
     print("cells in jobs")
     for name in names:
-        print(json.dumps({"run_id": name, "folder": f"raw/{name}", "steps": 10, "kind": ["net", "data"]}))
+        row = {"run_id": name, "folder": f"raw/{name}", "steps": 10, "kind": ["net", "data"]}
+        print(json.dumps(row | {"overrides": [f"runs={name}"], "data": ""}))
     sys.exit()
 with open("calls", "a") as calls:
     calls.write(" ".join(sys.argv[1:]) + chr(10))
@@ -202,6 +204,21 @@ def test_the_script_says_what_is_wrong(monkeypatch, capsys):
 
     script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
     monkeypatch.setitem(script["main"].__globals__, "run", refuse)
-    monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded"])
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded", "--allow-dirty"])
     assert script["main"]() == 2
     assert capsys.readouterr() == ("", "optimizer.lr=tuned: nothing is known\n")
+
+
+def test_uncommitted_code_is_refused_unless_allowed(monkeypatch, capsys):
+    script, ran = runpy.run_path(str(PROJECT / "scripts" / "sweep.py")), []
+    monkeypatch.setitem(script["main"].__globals__, "run", lambda name, lines, *_: ran.append(lines) or 0)
+    monkeypatch.setattr("leapbench.pinned.changes", lambda *_: ["src/leapbench/loop.py", "train.py"])
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded"])
+    assert script["main"]() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "src/leapbench/loop.py and 1 more" in line and "--allow-dirty" in line
+    for allowed in (["--allow-dirty"], ["--", "allow_dirty=true", "device=cpu"]):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded", *allowed])
+        assert script["main"]() == 0
+    assert all("device=cpu" in command and "allow_dirty=true" not in command for command in ran[1])
+    assert len(ran) == 2

@@ -5,8 +5,7 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 import torch
 import yaml
 
-from leapbench import record
+from leapbench import files, lock, record
 from leapbench.config import ConfigError
-from leapbench.record import CONFIG, EVALS, LOCK, META, OWNER, PROPOSALS, STREAMS, SUMMARY, BusyError, RunFolder
+from leapbench.lock import OWNER
+from leapbench.record import CONFIG, EVALS, LOCK, META, PROPOSALS, STREAMS, SUMMARY, BusyError, RunFolder
 
 CPU = torch.device("cpu")
 
@@ -176,7 +176,7 @@ def test_a_run_describes_itself_and_counts_its_starts(folder):
 
 def test_readers_see_the_old_text_or_the_new(tmp_path, monkeypatch):
     path = tmp_path / SUMMARY
-    record.write_text(path, "old")
+    files.write_text(path, "old")
     seen = []
     replace = os.replace
 
@@ -185,7 +185,7 @@ def test_readers_see_the_old_text_or_the_new(tmp_path, monkeypatch):
         replace(part, target)
 
     monkeypatch.setattr(os, "replace", watched)
-    record.write_text(path, "new and longer")
+    files.write_text(path, "new and longer")
     assert seen == [("old", "new and longer")]
     assert path.read_text() == "new and longer"
     assert [p.name for p in tmp_path.iterdir()] == [SUMMARY]
@@ -252,38 +252,166 @@ def test_a_living_process_here_keeps_its_lock_however_long_it_is_silent(tmp_path
         RunFolder(path).acquire()
 
 
+def sign(path, **changes):
+    """Change what the owner of a run's lock has signed with."""
+    signed = json.loads((path / LOCK / OWNER).read_text())
+    files.write_json(path / LOCK / OWNER, signed | changes)
+
+
+def test_a_process_whose_lock_was_taken_over_stops_and_touches_nothing(folder):
+    folder.open(None)
+    folder.append(EVALS, {"step": 1})
+    folder.flush()
+    folder.append(EVALS, {"step": 2})
+    sign(folder.path, token="another")
+    for write in (lambda: folder.save_checkpoint({}), lambda: folder.finish({"status": "completed"})):
+        with pytest.raises(BusyError, match="another process has taken this run over"):
+            write()
+    folder.release()
+    assert rows(folder) == [{"step": 1}]
+    assert json.loads((folder.path / LOCK / OWNER).read_text())["token"] == "another"
+    assert folder.summary() is None
+    shutil.rmtree(folder.path / LOCK)
+
+
+def test_rows_come_in_batches(folder, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(record.time, "monotonic", lambda: now)
+    folder.open(None)
+    for step in range(100):
+        folder.append(EVALS, {"step": step})
+        folder.flush()
+        now += 0.2
+    assert len(rows(folder)) == 76  # batches after 0, 5, 10 and 15 seconds
+    folder.release()
+    assert [row["step"] for row in rows(folder)] == list(range(100))
+
+
+def test_a_disk_that_takes_part_of_a_batch_gets_the_rest(folder):
+    class Small:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(bytes(data[:7]))
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    folder.open(None)
+    folder._files[EVALS] = Small(folder._files[EVALS])
+    folder.append(EVALS, {"step": 1, "loss_nats": 0.5})
+    folder.flush()
+    assert rows(folder) == [{"step": 1, "loss_nats": 0.5}]
+
+
 def test_a_pid_given_out_again_is_another_process(tmp_path, other):
     path = tmp_path / "run"
-    signed = json.loads((path / LOCK / OWNER).read_text())
-    record.write_json(path / LOCK / OWNER, {**signed, "pid": os.getpid()})  # its pid is ours now, its birth is not
+    sign(path, pid=os.getpid())  # its pid is ours now, its birth is not
     RunFolder(path).acquire()
     assert owner(path) == os.getpid()
 
 
-def test_a_process_whose_lock_was_taken_over_stops_at_its_next_flush(folder):
-    folder.open(None)
-    shutil.rmtree(folder.path / LOCK)
-    with pytest.raises(BusyError, match="another process has taken this run over"):
-        folder.flush()
-
-
-def test_a_process_on_another_host_is_believed_until_its_heartbeat_stops(folder):
-    lock = folder.path / LOCK
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    record.write_json(lock / OWNER, {"host": "elsewhere", "pid": dead.pid})
-    with pytest.raises(BusyError, match="on elsewhere"):
+@pytest.mark.parametrize("changes", [{"host": "elsewhere"}, {"boot": "of another machine of that name"}])
+def test_a_process_on_another_machine_is_believed_until_its_heartbeat_stops(folder, changes):
+    sign(folder.path, pid=1, **changes)
+    with pytest.raises(BusyError, match="by process 1 on "):
         RunFolder(folder.path).acquire()
-    os.utime(lock, (0, 0))
+    stopped = time.time() - lock.STALE_AFTER_S - 10
+    os.utime(folder.path / LOCK, (stopped, stopped))
     RunFolder(folder.path).acquire()
     assert owner(folder.path) == os.getpid()
+
+
+def test_a_slurm_job_that_is_started_again_on_another_node_need_not_wait(folder, monkeypatch):
+    sign(folder.path, host="elsewhere", slurm_job="17_3", slurm_restart=0)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(BusyError):  # another process of the same start
+        RunFolder(folder.path).acquire()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = RunFolder(folder.path)
+    again.acquire()
+    assert json.loads((folder.path / LOCK / OWNER).read_text())["slurm_job"] == "17_3"
+    again.release()
+
+
+def test_the_heartbeat_goes_on_while_the_owner_is_busy(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
+    run = RunFolder(tmp_path / "run")
+    run.acquire()
+    for _ in range(2):
+        os.utime(run.path / LOCK, (0, 0))
+        deadline = time.monotonic() + 30
+        while (run.path / LOCK).stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    sign(run.path, token="another")
+    os.utime(run.path / LOCK, (0, 0))
+    time.sleep(0.2)
+    assert (run.path / LOCK).stat().st_mtime == 0  # not ours any more
+    run.release()
+    shutil.rmtree(run.path / LOCK)
+
+
+def test_of_many_that_find_a_stale_lock_one_takes_it_over(tmp_path):
+    """All look at the same moment, and one stays asleep between its look and its deed."""
+    dead = lock.Lock(tmp_path / LOCK)
+    dead._make()
+    sign(tmp_path, pid=2**22 + 1, birth="long ago")
+    owners, held, gate, slow = [], [], threading.Barrier(8), threading.Event()
+    look = lock.is_alive
+
+    def contend(number):
+        mine = lock.Lock(tmp_path / LOCK)
+        try:
+            gate.wait()
+            mine.acquire()
+            owners.append(mine)
+        except lock.HeldError:
+            held.append(number)
+
+    def looked(*args):
+        alive = look(*args)
+        if threading.current_thread().name == "slow":
+            slow.wait(30)
+        return alive
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lock, "is_alive", looked)
+        names = ["slow", *map(str, range(7))]
+        threads = [threading.Thread(target=contend, args=(name,), name=name) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads[1:]:
+            thread.join()
+        slow.set()
+        threads[0].join()
+    assert (len(owners), len(held)) == (1, 7)
+    owners[0].check()
+    owners[0].release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_takeover_that_died_half_way_does_not_bar_the_way(tmp_path):
+    dead = lock.Lock(tmp_path / LOCK)
+    dead._make()
+    sign(tmp_path, pid=2**22 + 1, birth="long ago")
+    claim = tmp_path / LOCK / f"claim.{dead._token}"
+    claim.mkdir()
+    with pytest.raises(lock.HeldError):
+        lock.Lock(tmp_path / LOCK).acquire()
+    os.utime(claim, (0, 0))
+    heir = lock.Lock(tmp_path / LOCK)
+    heir.acquire()
+    heir.release()
 
 
 def test_a_lock_that_cannot_be_signed_is_given_back(tmp_path, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record, "write_json", full)
+    monkeypatch.setattr(lock, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
         RunFolder(tmp_path / "run").acquire()
     monkeypatch.undo()
@@ -300,13 +428,6 @@ def test_a_lock_whose_owner_has_not_signed_yet_is_respected(tmp_path):
 def test_one_process_does_not_run_one_run_twice(folder):
     with pytest.raises(BusyError):
         RunFolder(folder.path).acquire()
-
-
-def test_every_flush_is_a_heartbeat(folder):
-    folder.open(None)
-    os.utime(folder.path / LOCK, (0, 0))
-    folder.flush()
-    assert time.time() - (folder.path / LOCK).stat().st_mtime < 60
 
 
 def test_a_released_run_can_be_taken(folder):

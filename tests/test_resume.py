@@ -21,7 +21,8 @@ from helpers import (
     start,
     write_texts,
 )
-from leapbench.record import CHECKPOINT, EVALS, LEAPS, LOCK, OWNER, STREAMS, SUMMARY, RunFolder
+from leapbench.lock import OWNER
+from leapbench.record import CHECKPOINT, EVALS, LEAPS, LOCK, STREAMS, SUMMARY, RunFolder
 from leapbench.run import run
 
 PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)

@@ -4,40 +4,45 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from leapbench.config import RunConfig
+from leapbench.config import RunConfig, digest
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A job before it runs. `kind` is model, dataset, predictors: steps of one kind take alike."""
+    """A job before it runs. `kind` is model, dataset, predictors: steps of one kind take alike.
+
+    `overrides` are what the sweep says of this job; `data` is equal for jobs that read the same data set and cache.
+    """
 
     run_id: str
     folder: Path
     steps: int
     kind: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    data: str = ""
 
     @classmethod
-    def of(cls, config: RunConfig) -> PlannedRun:
+    def of(cls, config: RunConfig, overrides: Sequence[str] = ()) -> PlannedRun:
         """The job of a resolved configuration."""
         folder = Path(config.results_dir) / config.suite / config.run_id
         kind = (config.model.name, config.dataset.name, *config.predictors)
-        return cls(config.run_id, folder, config.train.steps, kind)
+        data = digest([asdict(config.dataset), config.cache_dir])
+        return cls(config.run_id, folder, config.train.steps, kind, tuple(overrides), data)
 
     def line(self) -> str:
         """One line of JSON, as `hydra.sweeper.dry_run=true` prints it."""
-        return json.dumps(
-            {"run_id": self.run_id, "folder": str(self.folder), "steps": self.steps, "kind": list(self.kind)}
-        )
+        return json.dumps(asdict(self) | {"folder": str(self.folder)})
 
     @classmethod
     def parse(cls, line: str) -> PlannedRun:
         """The inverse of :meth:`line`."""
         found = json.loads(line)
-        return cls(found["run_id"], Path(found["folder"]), found["steps"], tuple(found["kind"]))
+        words = {key: tuple(found[key]) for key in ("kind", "overrides")}
+        return cls(**found | words | {"folder": Path(found["folder"])})
 
 
 class Progress:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import yaml
 
-from leapbench.record import CASCADE, CONFIG, EVALS, LANDSCAPE, LEAPS, META, PROPOSALS, REGIMES, SUMMARY
+from leapbench.files import CASCADE, CONFIG, EVALS, LANDSCAPE, LEAPS, META, PROPOSALS, REGIMES, SUMMARY
 
 WORKLOAD = ["model", "dataset", "optimizer", "lr", "setting"]
 UNCOUNTED = ("failed", "diverged", "skipped", "partial")
@@ -50,6 +51,7 @@ _MUST_AGREE = {
     CASCADE: ["loss_nats"],
     LANDSCAPE: ["loss_nats"],
 }
+_SEED = re.compile(rb"^  seed: (\d+)$", re.MULTILINE)
 _NOT_A_SETTING = ("seed", "K", "mode", "cascade", "landscape", "regime.source", "regime.file")
 
 
@@ -152,7 +154,8 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
             configs[run.name] = science
         for file, found in tables.items():
             table = _read_records(run / file, complete=row["status"] != "partial")
-            found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
+            if len(table) or not found:  # thousands of tables without rows take more memory than those with
+                found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
     runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
     runs["setting"] = _settings(runs, configs)
     records = {file: pa.concat_tables(found).to_pandas() for file, found in tables.items()}
@@ -212,15 +215,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """A config.yaml, or {} if the file is absent."""
+    """A config.yaml, or {} if the file is absent. Not to be changed: runs of one cell share all but the seed."""
     if not path.is_file():
         return {}
+    raw = path.read_bytes()
+    seed = _SEED.search(raw)
     try:
-        found = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        found = _parsed(_SEED.sub(b"  seed: 0", raw, count=1))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise RecordError(f"{path}:{mark.line + 1 if mark else 1}: not readable as YAML") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    if seed is None or not isinstance(found.get("science"), dict):
+        return found
+    return {**found, "science": {**found["science"], "seed": int(seed[1])}}
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: bytes) -> Any:
+    """A YAML text as data; parsing is what takes longest in a suite of thousands of small runs."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _kind(column: str) -> type:

@@ -1,8 +1,12 @@
-"""A run on disk. The only module that knows file names.
+"""A run on disk: the only module that writes it.
 
 Rows are appended to jsonl files; a checkpoint remembers how long each file was, and a resumed run cuts them back to
 that length, so a killed run leaves the same rows as an uninterrupted one. The summary is written last: its presence
 means that nothing more will come.
+
+Rows are handed to the system in batches, at most one every FLUSH_S seconds, and synced with every checkpoint and at the
+end. A kill loses the rows since the last batch, a crash of the node those since the last checkpoint; both are made
+again by the run that resumes from that checkpoint.
 """
 
 from __future__ import annotations
@@ -14,28 +18,44 @@ import math
 import os
 import pickle
 import shutil
-import socket
 import time
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
 
 from leapbench.config import ConfigError
+from leapbench.files import (
+    CASCADE,
+    CHECKPOINT,
+    CONFIG,
+    EVALS,
+    LANDSCAPE,
+    LEAPS,
+    LOCK,
+    META,
+    PROPOSALS,
+    REGIMES,
+    STREAMS,
+    SUMMARY,
+    utc,
+    write_json,
+    write_text,
+)
+from leapbench.lock import HeldError, Lock, LostError
 
+__all__ = [
+    "CASCADE", "CHECKPOINT", "CONFIG", "EVALS", "LANDSCAPE", "LEAPS", "LOCK", "META", "PROPOSALS", "REGIMES", "STREAMS",
+    "SUMMARY", "BusyError", "RunFolder",
+]  # fmt: skip
 SCHEMA = 1
-CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
-EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
-CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
-STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
-CHECKPOINT, LOCK, OWNER = "checkpoint/state.pt", "lock", "owner.json"
-
-# A lock whose heartbeat is older than this belongs to nobody, seconds.
-STALE_AFTER_S = 1800.0
+# Seconds between two batches of rows.
+FLUSH_S = 5.0
 
 
-class BusyError(Exception):
+class BusyError(ConfigError):
     """Another process is running this run id."""
 
 
@@ -44,7 +64,10 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._files: dict[str, BinaryIO] = {}
+        self._lock = Lock(path / LOCK)
+        self._files: dict[str, FileIO] = {}
+        self._batch: dict[str, bytearray] = {}  # rows on their way to the files
+        self._flushed_at = -FLUSH_S
 
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, or None."""
@@ -57,39 +80,24 @@ class RunFolder:
         Raises:
             BusyError: a living process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = self.path / LOCK
         try:
-            lock.mkdir()
-        except FileExistsError:
-            owner = self._owner()
-            if _alive(owner, lock):
-                raise BusyError(
-                    f"run {self.path.name} is already being run by process {owner.get('pid')} on {owner.get('host')}; "
-                    f"left alone ({self.path})"
-                ) from None
-            # Of several that find a stale lock rename lets exactly one win; the others find a new owner.
-            grave = self.path / f"{LOCK}.{socket.gethostname()}.{os.getpid()}"
-            try:
-                lock.rename(grave)
-            except FileNotFoundError:
-                return self.acquire()
-            shutil.rmtree(grave, ignore_errors=True)
-            return self.acquire()
-        try:
-            write_json(lock / OWNER, {**_me(), "since_utc": utc()})
-        except OSError:  # a lock without an owner would keep everybody out
-            self.release()
-            raise
-        return None
+            self._lock.acquire()
+        except HeldError as error:
+            raise BusyError(
+                f"run {self.path.name} is already being run by process {error.owner.get('pid')} on "
+                f"{error.owner.get('host')}; left alone ({self.path})"
+            ) from None
 
     def release(self) -> None:
-        """Close the files and give the lock back."""
+        """Hand over the last rows, close the files and give the lock back."""
+        with contextlib.suppress(OSError, BusyError):  # a full disk has been reported by the write that met it first
+            self._write(sync=False)
         for file in self._files.values():
-            with contextlib.suppress(OSError):  # a full disk has been reported by the write that met it first
+            with contextlib.suppress(OSError):
                 file.close()
         self._files.clear()
-        shutil.rmtree(self.path / LOCK, ignore_errors=True)
+        self._batch.clear()
+        self._lock.release()
 
     def describe(self, science: dict[str, Any], machine: dict[str, Any], meta: dict[str, Any]) -> None:
         """Write config.yaml and meta.json; a restart adds an entry to meta's `starts`.
@@ -106,33 +114,43 @@ class RunFolder:
     def open(self, offsets: dict[str, int] | None) -> None:
         """Open the row files, each cut back to its length at the checkpoint; without one, to nothing."""
         for name in STREAMS:
-            file, size = (self.path / name).open("ab"), (offsets or {}).get(name, 0)
+            file, size = (self.path / name).open("ab", buffering=0), (offsets or {}).get(name, 0)
             if file.seek(0, os.SEEK_END) < size:
                 raise ConfigError(
                     f"{self.path / name} is shorter than the checkpoint remembers; delete {self.path} to start over"
                 )
             file.truncate(size)
             file.seek(0, os.SEEK_END)
-            self._files[name] = file
+            self._files[name], self._batch[name] = file, bytearray()
 
     def append(self, stream: str, row: dict[str, Any]) -> None:
-        """Add one row; it reaches the disk with the next `flush`. Numbers that are not finite become null."""
-        self._files[stream].write(json.dumps({k: finite(v) for k, v in row.items()}).encode() + b"\n")
+        """Add one row to the next batch. Numbers that are not finite become null."""
+        self._batch[stream] += json.dumps({k: finite(v) for k, v in row.items()}).encode() + b"\n"
 
     def flush(self) -> None:
-        """Hand all rows to the system and show that this process lives."""
-        for file in self._files.values():
-            file.flush()
+        """Hand all rows to the system, unless that was done less than FLUSH_S seconds ago.
+
+        Raises:
+            BusyError: another process has taken this run over.
+        """
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self._write(sync=False)
+
+    def _write(self, sync: bool) -> None:
         try:
-            os.utime(self.path / LOCK)
-        except FileNotFoundError:
+            self._lock.check()
+        except LostError:
             raise BusyError(f"{self.path}: another process has taken this run over; this one stops") from None
+        for name, batch in self._batch.items():
+            while batch:  # a disk that fills up takes part of a write
+                del batch[: self._files[name].write(batch)]
+            if sync:
+                os.fsync(self._files[name].fileno())
+        self._flushed_at = time.monotonic()
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the rolling checkpoint atomically; the rows written so far are on disk before it is."""
-        self.flush()
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        self._write(sync=True)
         target = self.path / CHECKPOINT
         target.parent.mkdir(exist_ok=True)
         part = target.with_suffix(".part")
@@ -168,9 +186,7 @@ class RunFolder:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""
-        self.flush()
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        self._write(sync=True)
         write_json(self.path / SUMMARY, summary)
         if summary["status"] != "failed":
             shutil.rmtree((self.path / CHECKPOINT).parent, ignore_errors=True)
@@ -179,65 +195,7 @@ class RunFolder:
         """Make a failed run unfinished again."""
         (self.path / SUMMARY).unlink(missing_ok=True)
 
-    def _owner(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / LOCK / OWNER).read_text())
-        except (OSError, ValueError):
-            return {}
-
 
 def finite(value: Any) -> Any:
     """None for nan and infinities, everything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def utc() -> str:
-    """Now, as 2026-01-31T23:59:59Z."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write atomically; floats that are not finite are refused by JSON and must be None."""
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary file, then rename: readers see the old text or the new, never half."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def _alive(owner: dict[str, Any], lock: Path) -> bool:
-    """Whether the lock's owner may still be running: on this host its process, elsewhere its heartbeat, tells."""
-    if owner.get("host") == socket.gethostname():
-        return owner.get("birth") is not None and owner["birth"] == _birth(owner["pid"])
-    try:
-        return time.time() - lock.stat().st_mtime <= STALE_AFTER_S
-    except FileNotFoundError:
-        return False
-
-
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "birth": _birth(os.getpid())}
-
-
-def _birth(pid: int) -> str | None:
-    """When process `pid` of this host started, None if there is none.
-
-    A pid can be given out again, after a restart of a container even to the process that asks; its birth tells the two
-    apart. Where the system does not say (no /proc), all births of a living pid are equal.
-    """
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "unknown"

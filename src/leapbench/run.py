@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 import traceback
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 from leapbench import logger as loggers
-from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench import pinned
+from leapbench.config import ConfigError, RunConfig
 from leapbench.figures import figures_of_run
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
@@ -119,8 +119,8 @@ def _meta(config: RunConfig, device: torch.device, workload: Workload | None) ->
     return {
         "run_id": config.run_id,
         "trajectory": config.trajectory,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_commit": pinned.commit(),
+        "git_dirty": bool(pinned.changes()),
         "argv": sys.argv,
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {config.threads} thread",
@@ -131,12 +131,3 @@ def _meta(config: RunConfig, device: torch.device, workload: Workload | None) ->
         "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
         "start": {"host": platform.node()},
     }
-
-
-def _git(*command: str) -> str | None:
-    """What git says of the project, or None outside a checkout."""
-    try:
-        done = subprocess.run(["git", "-C", str(PROJECT), *command], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -83,7 +83,7 @@ class LeapSweeper(BasicSweeper):
         jobs = self.plan(parser.parse_overrides([*self._parse_config(), *arguments]))
         if self.dry_run:
             for job in jobs:
-                print(PlannedRun.of(job.config).line())
+                print(PlannedRun.of(job.config, job.overrides).line())
             return []
 
         folder = Path(self.config.hydra.sweep.dir)

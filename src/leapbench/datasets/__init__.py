@@ -8,10 +8,10 @@ images come from :func:`load_images`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,12 +21,14 @@ import torch
 
 from leapbench.config import ConfigError, DatasetConfig
 from leapbench.datasets import digits, hub, hub_images, stdlib, text_files
-from leapbench.datasets.corpus import SPLITS
+from leapbench.datasets.corpus import SPLITS, Corpus
 from leapbench.datasets.images import ImageSplits
 from leapbench.datasets.tokenize import Tokenizer, batches, identity
+from leapbench.lock import HeldError, Lock
 
 SOURCES = {"stdlib": stdlib, "text_files": text_files, "hub": hub}
 IMAGE_SOURCES = {"digits": digits, "hub": hub_images}
+WAIT_S = 0.5  # seconds between two looks at a cache that another process is making
 VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
 
 
@@ -91,24 +93,12 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
              cfg.hold_out_last, cfg.text_column)  # fmt: skip
     folder = Path(cache_dir).expanduser() / sha256(json.dumps(parts).encode()).hexdigest()
     if not folder.is_dir():
-        draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}")
+        lock = _turn(folder, cache_dir)
         try:
-            draft.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"cache_dir={cache_dir} cannot be written: {error.strerror}") from None
-        try:
-            tokenizer = make_tokenizer(corpus.read("train"))
-            for split in SPLITS:
-                _write(draft / split, corpus.read(split), tokenizer, cfg)
-            meta = {
-                "vocab_size": tokenizer.vocab_size,
-                "pad_id": tokenizer.pad_id,
-                "dtype": np.dtype(tokenizer.dtype).name,
-            }
-            (draft / "meta.json").write_text(json.dumps(meta))
-            _publish(draft, folder)
+            if not folder.is_dir():  # by another process, while this one waited
+                _build(folder, corpus, make_tokenizer, cfg)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            lock.release()
     meta = json.loads((folder / "meta.json").read_text())
     train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
     return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
@@ -133,13 +123,44 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
 
 
-def _publish(draft: Path, folder: Path) -> None:
-    """Rename into place; a process that was faster has written the same content."""
+def _turn(folder: Path, cache_dir: Path) -> Lock:
+    """The lock of `folder`, once no other process is making it: of many jobs that start at once, one does the work."""
+    lock = Lock(folder.with_name(f"{folder.name}.lock"))
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except HeldError:
+            time.sleep(WAIT_S)
+        except OSError as error:
+            raise ConfigError(f"cache_dir={cache_dir} cannot be written: {error.strerror}") from None
+
+
+def _build(
+    folder: Path, corpus: Corpus, make_tokenizer: Callable[[Iterator[str]], Tokenizer], cfg: DatasetConfig
+) -> None:
+    """Tokenise all splits, and rename into place: a folder that is there is complete."""
+    for abandoned in folder.parent.glob(f"{folder.name}.draft-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    draft = folder.with_name(f"{folder.name}.draft-{uuid.uuid4().hex}")
+    draft.mkdir()
     try:
-        os.rename(draft, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+        tokenizer = make_tokenizer(corpus.read("train"))
+        for split in SPLITS:
+            _write(draft / split, corpus.read(split), tokenizer, cfg)
+        meta = {
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "dtype": np.dtype(tokenizer.dtype).name,
+        }
+        (draft / "meta.json").write_text(json.dumps(meta))
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # a process that fell asleep over its work has been overtaken
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:

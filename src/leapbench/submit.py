@@ -1,0 +1,217 @@
+"""Submit runs to Slurm and return: one array per command line of a sweep, one job per run.
+
+A job is pickled by submitit, composes its run from its overrides, and runs the code of `Site.code`: a copy of the
+commit that was checked out at submission. Paths of the results are absolute, so that all jobs write where the
+submission looked, whatever code they run.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.files import utc
+from leapbench.lock import HeldError, Lock
+from leapbench.progress import PlannedRun
+from leapbench.slurm import SUBMITTED, SlurmError, Submission, max_array, queue
+from leapbench.status import State, Survey
+
+LAUNCHER = "hydra/launcher"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where jobs run: the launcher's keys, the folder they start in, the code they import and the commit it is of."""
+
+    launcher: dict[str, Any]
+    cwd: Path
+    code: Path
+    commit: str | None
+
+
+class Task:
+    """One run as a job; submitit calls it again after a preemption or a time limit, and the run goes on."""
+
+    def __init__(self, overrides: Sequence[str], run_id: str) -> None:
+        self.overrides, self.run_id = list(overrides), run_id
+
+    def __call__(self) -> dict[str, str]:
+        """Carry out the run. A mistake or a failure is one line in the log and an exit status."""
+        from leapbench import cli
+
+        try:
+            cfg = composed(self.overrides)
+            found = _resolved(cfg).run_id
+            if found != self.run_id:
+                raise ConfigError(
+                    f"run {self.run_id} resolves to {found} here: code, calibration or tuning differ from what was "
+                    "submitted; submit again"
+                )
+        except Exception as error:
+            if (known := cli.explain(error)) is None:
+                raise
+            print(known[0], file=sys.stderr, flush=True)
+            sys.exit(known[1])
+        return cli.job(cfg)
+
+    def checkpoint(self) -> Any:
+        """What submitit requeues: the same run, which resumes from its own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides of the launcher (`hydra/launcher=...`, `hydra.launcher....`), and those of the runs."""
+    own = [word for word in overrides if word.lstrip("+~").startswith((f"{LAUNCHER}=", "hydra.launcher."))]
+    return own, [word for word in overrides if word not in own]
+
+
+def launcher(overrides: Sequence[str], name: str) -> dict[str, Any]:
+    """The keys of the launcher, conf/hydra/launcher/slurm.yaml by default; jobs are called `name` if it does not say.
+
+    Raises:
+        ConfigError: the launcher does not queue jobs on Slurm.
+    """
+    chosen = [] if any(word.startswith(f"{LAUNCHER}=") for word in overrides) else [f"{LAUNCHER}=slurm"]
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        node = compose("config", [*chosen, *overrides], return_hydra_config=True).hydra.launcher
+    if not str(node.get("_target_")).endswith(".SlurmLauncher"):
+        raise ConfigError(f"{(chosen or list(overrides))[0]} queues no jobs; use {LAUNCHER}=slurm, or scripts/sweep.py")
+    raw = OmegaConf.to_container(node)
+    assert isinstance(raw, dict)
+    with open_dict(node):
+        if "hydra.job" in str(raw["name"]):
+            node.name = name
+        del node["_target_"], node["submitit_folder"]
+    found = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """A run's configuration, as train.py gets it from Hydra."""
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def prepare(runs: Iterable[PlannedRun]) -> int:
+    """Fill the caches of the data sets that `runs` read, each once; how many there are.
+
+    Raises:
+        ConfigError: a data set cannot be had.
+    """
+    from leapbench import datasets
+
+    each = {run.data: run for run in runs}
+    for run in each.values():
+        config = _resolved(composed(run.overrides))
+        (datasets.load if config.dataset.image is None else datasets.load_images)(config.dataset, config.cache)
+    return len(each)
+
+
+def to_do(runs: Iterable[PlannedRun], states: dict[str, State], retry: bool) -> tuple[list[PlannedRun], dict[str, int]]:
+    """The runs that are missing, partial, or (with `retry`) failed, and how many of all are in which state."""
+    chosen, counts = [], dict[str, int]()
+    for run in runs:
+        state = states.get(run.run_id)
+        status = state.status if state else "missing"
+        counts[status] = counts.get(status, 0) + 1
+        lost = status == "failed" and state is not None and not state.ended
+        if status in ("missing", "partial") or lost or (status == "failed" and retry):
+            chosen.append(run)
+    return chosen, counts
+
+
+def survey(suite: Path) -> dict[str, State]:
+    """What is known of the runs of `suite`, which need not exist yet.
+
+    Raises:
+        SlurmError: the queue cannot be asked, so that nobody knows what is pending.
+        ConfigError: there is no Slurm.
+    """
+    jobs = queue()
+    if jobs is None or shutil.which("sbatch") is None:
+        raise ConfigError("no Slurm here (sbatch and squeue are not on PATH); scripts/sweep.py runs on this machine")
+    return Survey(suite).look(jobs) if suite.is_dir() else {}
+
+
+def submit(suite: Path, runs: Sequence[PlannedRun], retry: bool, site: Site) -> tuple[list[Submission], dict[str, int]]:
+    """Submit those of `runs`, all of `suite`, that have something left to do; the arrays, and the counts by state.
+
+    Raises:
+        ConfigError: another submission for this suite is under way.
+        SlurmError: sbatch refuses.
+    """
+    lock = Lock(suite / SUBMITTED / "lock")
+    try:
+        lock.acquire()
+    except HeldError as error:
+        raise ConfigError(
+            f"{suite.name}: process {error.owner.get('pid')} on {error.owner.get('host')} is submitting this suite; "
+            "nothing was submitted twice; run this again when it is done"
+        ) from None
+    try:
+        chosen, counts = to_do(runs, survey(suite), retry)
+        size = max_array()
+        chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return [_array(suite, chunk, site) for chunk in chunks], counts
+    finally:
+        lock.release()
+
+
+def _array(suite: Path, runs: Sequence[PlannedRun], site: Site) -> Submission:
+    import submitit
+
+    logs = suite.absolute() / SUBMITTED / f"{time.strftime('%Y%m%dT%H%M%S')}-{runs[0].run_id}"
+    executor = submitit.AutoExecutor(
+        logs, cluster="slurm", slurm_max_num_timeout=site.launcher.get("max_num_timeout", 0)
+    )
+    executor.update_parameters(**_parameters(site))
+    tasks = [Task([*run.overrides, f"results_dir={_quoted(suite.absolute().parent)}"], run.run_id) for run in runs]
+    try:
+        jobs = executor.submit_array(tasks)
+    except submitit.core.utils.FailedJobError as error:
+        reason = [line for line in str(error).splitlines() if "error" in line] or [str(error).splitlines()[0]]
+        raise SlurmError(f"sbatch refuses: {reason[0].strip()}") from None
+    found = Submission(
+        utc(), site.commit, str(logs), {job.job_id: run.run_id for job, run in zip(jobs, runs, strict=True)}
+    )
+    found.write(suite)
+    return found
+
+
+def _parameters(site: Site) -> dict[str, Any]:
+    """The launcher's keys as submitit's AutoExecutor takes them, with the code that jobs import."""
+    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+    shared = {field.name for field in fields(BaseQueueConf)}
+    keys = {key: value for key, value in site.launcher.items() if key != "max_num_timeout"}
+    own = [
+        f"cd {shlex.quote(str(site.cwd))}",
+        f"export PYTHONPATH={shlex.quote(str(site.code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
+    ]
+    keys["setup"] = [*(keys.get("setup") or []), *own]
+    return {key if key in shared else f"slurm_{key}": value for key, value in keys.items()}
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def _resolved(cfg: DictConfig) -> RunConfig:
+    from leapbench.resolve import resolve
+
+    return resolve(cfg)

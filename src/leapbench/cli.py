@@ -1,7 +1,7 @@
 """The command line: what a job returns, how a sweep ends, and which errors are the user's.
 
 A user's mistake is one line on stderr and exit status 2, a run that failed or diverged is exit status 1, an interrupted
-command 130. An error nobody foresaw keeps its traceback.
+command 130, one that was asked to end by SIGTERM 143. An error nobody foresaw keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,8 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.config import PROJECT, BusyError, ConfigError, RunConfig
 from leapbench.resolve import resolve
+from leapbench.signals import Terminated, terminate
 
 STATUSES = ("completed", "skipped", "diverged", "failed")
 FAILURES = ("diverged", "failed")
@@ -50,7 +53,8 @@ class SweepError(Exception):
 def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> dict[str, str]:
     """Carry out one job and say how it ended: {status, run_id, folder, reason}.
 
-    In a sweep every error becomes `failed`, so that the other jobs go on. Alone, errors end the process.
+    In a sweep every error becomes `failed`, so that the other jobs go on, and a run that another process is busy with
+    `skipped`. Alone, errors end the process.
 
     Args:
         cfg: the composed configuration, without Hydra's own node.
@@ -73,15 +77,22 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
         if known is None:
             traceback.print_exc()
         reason = known[0] if known else f"{type(error).__name__}: {error}"
-        result = {"status": "failed", "run_id": config.run_id if config else "", "folder": "", "reason": reason}
+        status = "skipped" if isinstance(error, BusyError) else "failed"
+        result = {"status": status, "run_id": config.run_id if config else "", "folder": "", "reason": reason}
+    report(result)
+    if alone and result["status"] in FAILURES:
+        sys.exit(1)
+    return result
+
+
+def report(result: Mapping[str, str], log: Path | None = None) -> None:
+    """Print how a run ended, and for one that went wrong where its `log` is; failures go to stderr."""
     sentence = f"{result['run_id']} {result['status']}"
     for extra in ("reason", "folder"):
         sentence += f": {result[extra]}" if result[extra] else ""
     bad = result["status"] in FAILURES
+    sentence += f"; log {log}" if bad and log else ""
     print(sentence, file=sys.stderr if bad else sys.stdout, flush=True)
-    if alone and bad:
-        sys.exit(1)
-    return result
 
 
 def summarise(results: Iterable[Mapping[str, str]]) -> str:
@@ -106,8 +117,11 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
 def main(task: Callable[[], Any]) -> None:
     """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         task()
+    except Terminated as end:
+        _exit(f"interrupted; {CONTINUE}", int(end.code or 0))
     except KeyboardInterrupt:
         _exit(f"interrupted; {CONTINUE}", 130)
     except Exception as error:
@@ -115,6 +129,8 @@ def main(task: Callable[[], Any]) -> None:
         if known is None:
             raise
         _exit(*known)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: BaseException, place: str | None = None) -> tuple[str, int] | None:

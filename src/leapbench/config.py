@@ -17,6 +17,10 @@ class ConfigError(Exception):
     """A user's mistake. The message is one line: what was wrong, and what would be right."""
 
 
+class BusyError(ConfigError):
+    """Another process is running this run id."""
+
+
 @dataclass
 class ModelConfig:
     """A network by its transformers config class, or fcn or alexnet; `config` holds the arguments of that class."""

@@ -19,14 +19,17 @@ from leapbench.logger import Logger
 from leapbench.observe import Observer
 from leapbench.record import EVALS, RunFolder, finite
 from leapbench.schedule import lr_at
+from leapbench.signals import Deferred
 from leapbench.weights import FlatWeights
 from leapbench.workload import Score, Workload, seed_of
 
 MODES: dict[str, type[Observer | Leaper]] = {"observe": Observer, "leap": Leaper}
 
 
-def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger) -> dict[str, Any]:
+def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger, stop: Deferred) -> dict[str, Any]:
     """Train to the end, or from the last checkpoint to the end, and record what the configuration asks for.
+
+    A signal that `stop` has kept back is answered at the end of the step, after a checkpoint.
 
     Returns:
         The summary: status completed or diverged, final and best metrics, totals.
@@ -124,7 +127,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         if at_checkpoint:
             clock.enter("other")
             folder.flush()
-        if position < steps and due(config, step, time.monotonic() - last_saved_s):
+        if position < steps and (stop.asked or due(config, step, time.monotonic() - last_saved_s)):
             clock.enter("other")
             folder.save_checkpoint(
                 {
@@ -135,6 +138,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
                 }
             )  # fmt: skip
             last_saved_s = time.monotonic()
+            stop.obey()
     bar.close()
     if not math.isfinite(losses["validation"]):
         reason = f"the loss became {losses['validation']} by step {step}; lower optimizer.lr={config.optimizer.lr}"

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from leapbench.config import ConfigError
+from leapbench.config import BusyError, ConfigError, RunConfig
 from leapbench.files import (
     CASCADE,
     CHECKPOINT,
@@ -55,10 +55,6 @@ SCHEMA = 1
 FLUSH_S = 5.0
 
 
-class BusyError(ConfigError):
-    """Another process is running this run id."""
-
-
 class RunFolder:
     """results_dir/<suite>/<run_id>/, owned by this process from `acquire` to `release`."""
 
@@ -68,6 +64,11 @@ class RunFolder:
         self._files: dict[str, FileIO] = {}
         self._batch: dict[str, bytearray] = {}  # rows on their way to the files
         self._flushed_at = -FLUSH_S
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunFolder:
+        """The folder of a configuration's run."""
+        return cls(Path(config.results_dir) / config.suite / config.run_id)
 
     def summary(self) -> dict[str, Any] | None:
         """What a finished run left, or None."""
@@ -194,6 +195,18 @@ class RunFolder:
     def reopen(self) -> None:
         """Make a failed run unfinished again."""
         (self.path / SUMMARY).unlink(missing_ok=True)
+
+
+def ended(config: RunConfig) -> dict[str, str] | None:
+    """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
+    folder = RunFolder.of(config)
+    summary = folder.summary()
+    if summary is None or summary["status"] == "failed":
+        return None
+    return {
+        "status": summary["status"], "run_id": config.run_id, "folder": str(folder.path),
+        "reason": summary["reason"] or "",
+    }  # fmt: skip
 
 
 def finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from submitit.core.utils import UncompletedJobError
 
 from leapbench import logger as loggers
 from leapbench import pinned
@@ -17,8 +18,9 @@ from leapbench.config import ConfigError, RunConfig
 from leapbench.figures import figures_of_run
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
-from leapbench.record import BusyError, RunFolder
+from leapbench.record import RunFolder, ended
 from leapbench.resolve import CONTROLS
+from leapbench.signals import Deferred
 from leapbench.workload import Workload
 
 
@@ -36,15 +38,16 @@ def run(config: RunConfig) -> Outcome:
     """Carry out one run, or continue it where it was killed, or return at once if it is already complete.
 
     Raises:
-        ConfigError: the user's mistake, or another process has this run; nothing was written.
+        ConfigError: the user's mistake; nothing was written.
+        BusyError: another process has this run.
         OSError: the disk; the last checkpoint stays.
     """
     device = pick_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     run_id = config.run_id
-    folder = RunFolder(Path(config.results_dir) / config.suite / run_id)
-    if done := _ended(folder):
+    folder = RunFolder.of(config)
+    if done := _ended(config):
         return done
     skipped = unusable(config)
     asked = [name for name in config.predictors if name not in CONTROLS]
@@ -52,12 +55,10 @@ def run(config: RunConfig) -> Outcome:
     workload = None if asked and all(name in skipped for name in asked) else Workload(config, device)
     try:
         folder.acquire()
-    except BusyError as error:
-        raise ConfigError(str(error)) from None
     except (NotADirectoryError, FileExistsError):
         raise ConfigError(f"results_dir={config.results_dir} is no folder, or is below a file; give a folder") from None
     try:
-        if done := _ended(folder):  # by another process, while this one got ready
+        if done := _ended(config):  # by another process, while this one got ready
             return done
         folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
@@ -68,8 +69,10 @@ def run(config: RunConfig) -> Outcome:
             return Outcome("skipped", run_id, folder.path, reason)
         logger = loggers.build(config, run_id, config.science())
         try:
-            summary = train(config, workload, folder, logger)
-        except (OSError, ConfigError):
+            with Deferred() as stop:
+                summary = train(config, workload, folder, logger, stop)
+                folder.finish(summary)
+        except (OSError, ConfigError, UncompletedJobError):  # the last: submitit takes the job off the node
             raise
         except Exception as error:
             summary = {
@@ -80,7 +83,6 @@ def run(config: RunConfig) -> Outcome:
             folder.finish(summary)
             logger.finish(summary)
             raise
-        folder.finish(summary)
         if config.logger != "none" and summary["status"] == "completed":
             for name, path in figures_of_run(folder.path).items():
                 logger.figure(name, path)
@@ -107,12 +109,10 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _ended(folder: RunFolder) -> Outcome | None:
+def _ended(config: RunConfig) -> Outcome | None:
     """How the run ended, or None if there is something left to do."""
-    done = folder.summary()
-    if done is None or done["status"] == "failed":
-        return None
-    return Outcome(done["status"], folder.path.name, folder.path, done["reason"])
+    end = ended(config)
+    return end and Outcome(end["status"], end["run_id"], Path(end["folder"]), end["reason"] or None)
 
 
 def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:

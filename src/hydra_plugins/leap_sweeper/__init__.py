@@ -66,13 +66,13 @@ class LeapSweeper(BasicSweeper):
         self.dry_run = dry_run
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
-        """Carry out the cartesian product of `arguments`.
+        """Carry out the cartesian product of `arguments`; runs that have ended are reported, not launched again.
 
         Raises:
             ConfigError: before anything is written, if any job's configuration is wrong.
             SweepError: after the last job, if any failed or diverged.
         """
-        from leapbench.cli import summarise
+        from leapbench.cli import report, summarise
         from leapbench.config import ConfigError
         from leapbench.progress import PlannedRun
 
@@ -86,16 +86,24 @@ class LeapSweeper(BasicSweeper):
                 print(PlannedRun.of(job.config, job.overrides).line())
             return []
 
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        from leapbench.record import ended  # torch comes with it, once everything a user can get wrong is right
+
+        results = [ended(job.config) for job in jobs]
+        for result in filter(None, results):
+            report(result)
+        left = [number for number, result in enumerate(results) if result is None]
+        if left:
+            folder = Path(self.config.hydra.sweep.dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
         done = 0
-        for batch in self.split_overrides_to_chunks([job.overrides for job in jobs], self.max_batch_size):
+        for batch in self.split_overrides_to_chunks([jobs[number].overrides for number in left], self.max_batch_size):
             returns.append(self.launcher.launch(batch, initial_job_idx=done))
+            for number, answer in zip(left[done:], returns[-1], strict=False):
+                results[number] = _result(answer, jobs[number].config.run_id)
             done += len(batch)
-        line = summarise(_result(job) for batch_returns in returns for job in batch_returns)
-        print(line, flush=True)
+        print(summarise(filter(None, results)), flush=True)
         return returns
 
     def plan(self, overrides: list[Override]) -> list[Job]:
@@ -203,11 +211,15 @@ def _as_list(values: Sequence[str]) -> str:
     return f"[{','.join(dict.fromkeys(element for element in elements if element))}]"
 
 
-def _result(job: JobReturn) -> dict[str, Any]:
-    """What :func:`leapbench.cli.job` returned, or a failure in its form if the job never got that far."""
+def _result(job: JobReturn, run_id: str) -> dict[str, str]:
+    """What :func:`leapbench.cli.job` returned; a failure in its form, and a report, if the job never got that far."""
+    from leapbench.cli import report
+
     value = job._return_value
     if job.status == JobStatus.COMPLETED and isinstance(value, dict) and "status" in value:
         return value
     if job.status == JobStatus.COMPLETED:
-        return {"status": "completed", "run_id": ""}
-    return {"status": "failed", "run_id": "", "reason": str(value)}
+        return {"status": "completed", "run_id": run_id}
+    result = {"status": "failed", "run_id": run_id, "folder": "", "reason": str(value)}
+    report(result)
+    return result

@@ -1,0 +1,136 @@
+"""`hydra/launcher=slurm`: the jobs of a sweep as a Slurm array, through hydra-submitit-launcher.
+
+Two things are added to the plugin. A job that dies without an answer (kill -9, out of memory, a lost node) is noticed
+from the queue, where submitit waits for sacct to tell, which without accounting it never does. And every job's end is
+reported, where the plugin stops at the first that went wrong.
+"""
+
+# No postponed annotations: Hydra executes plugins outside sys.modules.
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+from omegaconf import OmegaConf
+
+# A job that has left the queue, and whose answer is not there after this many seconds, is dead: a shared file system
+# may take that long to show a file.
+GRACE_S = 30.0
+# Seconds between two looks at the queue.
+LOOK_S = 10.0
+
+
+class Queue:
+    """What submitit asks about its jobs, answered by squeue in one call for all of them."""
+
+    def __init__(self, ask: Callable[[], Any], now: Callable[[], float] = time.monotonic) -> None:
+        self.ask, self.now = ask, now
+        self.states: dict[str, str] = {}
+        self.looked_at = -LOOK_S
+        self.missing_since: dict[str, float] = {}
+        self.jobs: list[str] = []
+
+    def register_job(self, job_id: str) -> None:
+        """Nothing to do: the queue lists all of the user's jobs."""
+
+    def get_state(self, job_id: str, mode: str = "standard") -> str:
+        """The state in the queue, UNKNOWN if it is not there."""
+        return self.states.get(job_id, "UNKNOWN")
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Whether the job has been out of the queue for GRACE_S seconds, in every look since."""
+        if self.now() - self.looked_at >= LOOK_S:
+            self.look()
+        return self.now() - self.missing_since.get(job_id, self.now()) >= GRACE_S
+
+    def look(self) -> None:
+        """Ask for the queue; a controller that does not answer leaves everything as it was."""
+        from leapbench.slurm import SlurmError
+
+        self.looked_at = self.now()
+        try:
+            self.states = self.ask() or {}
+        except SlurmError:
+            self.missing_since.clear()
+            return
+        for job in self.jobs:
+            if job in self.states:
+                self.missing_since.pop(job, None)
+            else:
+                self.missing_since.setdefault(job, self.looked_at)
+
+    def watch(self, jobs: Sequence[Any]) -> None:
+        """Make `jobs`, of submitit, ask here."""
+        for job in jobs:
+            job.watcher = self
+            job._results_timeout_s = 0  # GRACE_S has passed
+            self.jobs.append(job.job_id)
+
+
+class SlurmLauncher(submitit_launcher.SlurmLauncher):
+    """The plugin's launcher with a report for every job; the keys are those of conf/hydra/launcher/slurm.yaml."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit the jobs, wait for them, and say of each how it ended.
+
+        Raises:
+            ConfigError: there is no Slurm here, or sbatch refuses; nothing was submitted.
+        """
+        from leapbench import slurm
+
+        jobs = self._submit(job_overrides, initial_job_idx)
+        queue = Queue(slurm.queue)
+        queue.watch(jobs)
+        return [self._answer(job) for job in jobs]
+
+    def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        from leapbench.config import ConfigError
+
+        assert self.config is not None
+        shared = set(OmegaConf.structured(BaseQueueConf).keys())
+        keys = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        calls = [
+            (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
+            for number, overrides in enumerate(job_overrides, first)
+        ]
+        try:
+            executor = submitit.AutoExecutor(
+                self.params["submitit_folder"], cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"]
+            )
+            executor.update_parameters(**{key if key in shared else f"slurm_{key}": v for key, v in keys.items()})
+            return executor.map_array(self, *zip(*calls, strict=True))
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+            raise ConfigError(f"sbatch refuses: {lines[0].strip() if lines else error}") from None
+        except RuntimeError as error:
+            if "srun" not in str(error):
+                raise
+            raise ConfigError("hydra/launcher=slurm: no Slurm here (srun is not on PATH); leave it out") from None
+
+    def _answer(self, job: Any) -> JobReturn:
+        """Wait for `job`; what it returned, or why it returned nothing."""
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        from leapbench import cli, slurm
+
+        try:
+            answer = job.results()[0]
+        except UncompletedJobError:
+            ended = slurm.endings([job.job_id]).get(job.job_id)
+            reason = f"job {job.job_id} died without an answer" + (f" ({ended})" if ended else "")
+        except FailedJobError as error:
+            reason = next(line for line in reversed(str(error).splitlines()) if "Error" in line)
+        else:
+            if answer.status == JobStatus.COMPLETED:
+                cli.report(answer._return_value, job.paths.stderr)
+                return answer
+            reason = str(answer._return_value)
+        return JobReturn(status=JobStatus.FAILED, _return_value=f"{reason}; log {job.paths.stderr}")

@@ -1,0 +1,113 @@
+"""Runs that are asked to stop, and the jobs that nobody hears of again; no Slurm needed."""
+
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+from submitit.core.utils import UncompletedJobError
+
+from helpers import DROPOUT, Lab, captured, records, write_texts
+from leapbench.record import CHECKPOINT, LOCK, SUMMARY
+from leapbench.run import run
+from leapbench.signals import Deferred, Terminated
+from leapbench.slurm import SlurmError
+
+NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "results")
+
+
+@pytest.fixture
+def handlers():
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def refuse(signum, frame):
+    raise UncompletedJobError("timed-out too many times")
+
+
+@pytest.mark.parametrize(
+    ("signum", "handler", "raised"),
+    [
+        (signal.SIGTERM, signal.SIG_DFL, Terminated),
+        (signal.SIGUSR2, lambda signum, frame: (_ for _ in ()).throw(SystemExit(-1)), SystemExit),  # requeued
+        (signal.SIGUSR2, refuse, UncompletedJobError),
+        (signal.SIGTERM, lambda signum, frame: None, None),  # submitit's, which ignores it
+    ],
+    ids=["alone", "requeued", "given up", "ignored"],
+)
+def test_a_signal_is_answered_after_a_checkpoint(lab, monkeypatch, handlers, signum, handler, raised):
+    signal.signal(signum, handler)
+    extra = ("predictor=[linear,momentum]", *DROPOUT, *NO_CHECKPOINTS)
+    expected = records(run(lab.config(*extra, "suite=whole")).folder)
+    config = lab.config(*extra)
+    folder = lab.results / "default" / config.run_id
+    steps = []
+
+    def at(workload, index):
+        steps.append(index)
+        if steps == list(range(10)):
+            os.kill(os.getpid(), signum)
+
+    with captured(monkeypatch, at):
+        if raised is None:
+            run(config)
+        else:
+            with pytest.raises(raised):
+                run(config)
+            assert steps[-1] == 9 and (folder / CHECKPOINT).exists()
+            assert not (folder / SUMMARY).exists() and not (folder / LOCK).exists()
+            assert run(config).status == "completed"
+    assert steps == list(range(24))  # no step twice
+    assert records(folder) == expected
+    assert signal.getsignal(signum) == handler
+
+
+def test_a_signal_in_the_last_step_is_passed_on_at_the_end(handlers):
+    heard = []
+    signal.signal(signal.SIGUSR2, lambda signum, frame: heard.append(signum))
+    with Deferred() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.asked and not heard
+    assert heard == [signal.SIGUSR2] and not stop.asked
+
+
+def test_jobs_that_left_the_queue_are_dead_after_a_while():
+    from hydra_plugins.leap_slurm import GRACE_S, LOOK_S, Queue
+
+    clock, answers = SimpleNamespace(now=1000.0), {"7_0": "RUNNING", "7_1": "PENDING"}
+
+    def ask():
+        if answers is None:
+            raise SlurmError("squeue: no answer")
+        return answers
+
+    queue = Queue(ask, lambda: clock.now)
+    jobs = [SimpleNamespace(job_id=name) for name in ("7_0", "7_1")]
+    queue.watch(jobs)
+
+    def later(seconds):
+        dead = []
+        for _ in range(int(seconds // LOOK_S)):
+            clock.now += LOOK_S
+            dead = [job.job_id for job in jobs if job.watcher.is_done(job.job_id)]
+        return dead
+
+    assert later(100) == []
+    del answers["7_1"]
+    assert later(GRACE_S) == []
+    answers["7_1"] = "REQUEUED"
+    assert later(100) == []
+    del answers["7_0"]
+    assert later(GRACE_S + LOOK_S) == ["7_0"]
+    answers = None  # the controller is restarted
+    assert later(200) == []
+    answers = {}
+    assert later(GRACE_S + LOOK_S) == ["7_0", "7_1"]

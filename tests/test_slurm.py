@@ -1,0 +1,209 @@
+"""The launcher on a real Slurm of one node: sweeps that are preempted, timed out, killed, requeued and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import PROJECT, Lab, records, write_texts
+from leapbench.run import run
+from slurm_cluster import SlurmCluster, unavailable
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(unavailable() is not None, reason=f"no Slurm: {unavailable()}"),
+]
+LIMIT_S = 400
+
+# The real run, slowed down so that there is time to hit it, without using the processor; seed 9 has a bug.
+APP = """
+import os, time
+from types import SimpleNamespace
+import hydra
+from leapbench import cli
+
+def run(config):
+    if config.seed == 9:
+        raise RuntimeError("a bug")
+    if config.seed >= 50:
+        time.sleep(1)
+        return SimpleNamespace(
+            status="completed", run_id="", folder="", reason="GPUs=" + os.environ["CUDA_VISIBLE_DEVICES"]
+        )
+    from leapbench.run import run as real
+    from leapbench.workload import Workload
+    quick = Workload.train_batch
+    def slow(self, index):
+        time.sleep(float(os.environ["NAP_S"]))
+        return quick(self, index)
+    Workload.train_batch = slow
+    return real(config)
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg):
+    return cli.job(cfg, run)
+
+if __name__ == "__main__":
+    cli.main(main)
+"""
+LONG = ("train.steps=1000", "train.interval=50", "eval.every=500", "predictor=[linear]", "K=[50]", "schedule.warmup=4")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    with SlurmCluster() as made:
+        yield made
+
+
+class Site:
+    """A folder from which sweeps are started on the cluster."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.lab = Lab(write_texts(folder / "texts"), folder / "cache", folder / "results")
+        self.app = folder / "app.py"
+        self.app.write_text(APP.replace("CONF", repr(str(PROJECT / "conf"))))
+
+    def start(self, script: Path, *arguments: str, slurm: bool = True, nap: float = 0.0) -> subprocess.Popen[str]:
+        """A sweep, on the cluster or with the local launcher."""
+        command = [sys.executable, str(script), "-m", *self.lab.overrides()]
+        if slurm:
+            command += ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
+        env = {**self.cluster.env, "NAP_S": str(nap)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, *arguments], cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
+
+    def sweep(self, script: Path, *arguments: str, slurm: bool = True) -> tuple[int, str, str]:
+        """The same, waited for: exit status, stdout, stderr."""
+        return finished(self.start(script, *arguments, slurm=slurm))
+
+    def run_folder(self, *overrides: str) -> Path:
+        config = self.lab.config(*overrides)
+        return Path(config.results_dir) / config.suite / config.run_id
+
+    def jobs(self) -> dict[str, int]:
+        """Slurm's ids of the jobs in the queue, by task of their array."""
+        rows = [line.split() for line in self.cluster.ask("squeue", "-h", "-r", "-o", "%i %A").splitlines()]
+        return {shown: int(raw) for shown, raw in rows}
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"the driver hangs\n{out}\n{err}")
+    return process.returncode, out, err
+
+
+def wait(condition, what: str, limit_s: float = 120):
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
+        time.sleep(0.2)
+    return found
+
+
+def starts(folder: Path) -> list[dict]:
+    try:
+        return json.loads((folder / "meta.json").read_text())["starts"]
+    except FileNotFoundError:
+        return []
+
+
+def started(folder: Path, count: int = 1) -> bool:
+    """Whether the run trains, in its start number `count`: it has written a checkpoint since."""
+    checkpoint, meta = folder / "checkpoint/state.pt", folder / "meta.json"
+    try:
+        return len(starts(folder)) >= count and checkpoint.stat().st_mtime > meta.stat().st_mtime
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def site(cluster: SlurmCluster, tmp_path: Path) -> Site:
+    return Site(cluster, tmp_path)
+
+
+def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Site) -> None:
+    line = ("predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4", "train.steps=120", "train.interval=10")
+    script = PROJECT / "train.py"
+    one, two = site.start(script, *line), site.start(script, *line)  # two submissions at once
+    (status, out, err), other = finished(one), finished(two)
+    assert status == 0, out + err
+    assert other[0] == 0, other[1] + other[2]
+    assert "60 cells in 5 jobs" in out
+    folders = sorted(site.lab.results.glob("default/*"))
+    assert len(folders) == 5
+    assert all(len(starts(folder)) == 1 for folder in folders)  # no run done twice
+    for printed in (out, other[1]):
+        complete, skipped = map(int, re.findall(r"sweep: (\d+) completed, (\d+) skipped", printed)[0])
+        assert complete + skipped == 5, printed
+    before = set(site.folder.rglob("*submission.sh"))
+    status, out, err = site.sweep(script, *line)
+    assert status == 0 and "sweep: 5 completed, 0 skipped, 0 diverged, 0 failed" in out, out + err
+    assert before and set(site.folder.rglob("*submission.sh")) == before
+    status, out, err = site.sweep(script, *line, "suite=local", slurm=False)
+    assert status == 0, err
+    for folder in folders:
+        assert records(folder) == records(site.lab.results / "local" / folder.name)
+
+
+def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> None:
+    arguments = (*LONG, "checkpoint.every_s=1")
+    driver = site.start(site.app, *arguments, "seed=0-2,9", nap=0.03)
+    preempted, killed, requeued = (site.run_folder(*LONG, f"seed={seed}") for seed in range(3))
+    wait(lambda: all(map(started, (preempted, killed, requeued))), "three runs that train")
+    array = next(iter(site.jobs())).partition("_")[0]
+    site.cluster.ask("scancel", "--signal=USR2", f"{array}_0")
+    os.kill(starts(killed)[0]["pid"], signal.SIGKILL)
+    site.cluster.ask("scontrol", "requeue", f"{array}_2")
+    status, out, err = finished(driver)
+    assert status == 1, out + err
+    (line,) = [line for line in err.splitlines() if "died without an answer" in line]
+    assert killed.name in line and f"{array}_1_0_log.err" in line
+    assert "RuntimeError: a bug" in err and f"{array}_3_0_log.err" in err
+    assert re.search(r"sweep: 2 completed, 0 skipped, 0 diverged, 2 failed", err), err
+    assert killed.name in err.splitlines()[-1]
+    assert len(starts(preempted)) == 2 and len(starts(requeued)) == 2
+
+    status, out, err = site.sweep(site.app, *arguments, "seed=0-2")  # only the killed one is left
+    assert status == 0 and "sweep: 3 completed" in out, out + err
+    assert len(starts(killed)) == 2
+    for seed, folder in enumerate((preempted, killed, requeued)):
+        whole = run(site.lab.config(*LONG, f"seed={seed}", "suite=whole"))
+        assert records(folder) == records(whole.folder)
+
+
+def test_a_time_limit_is_survived(site: Site) -> None:
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25", "checkpoint.every_s=null")
+    driver = site.start(site.app, *LONG, *limit, "seed=0", nap=0.05)
+    folder = site.run_folder(*LONG, "seed=0")
+    status, out, err = finished(driver)
+    assert status == 0, out + err
+    assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
+    whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
+    assert records(folder) == records(whole.folder)
+
+
+def test_jobs_get_one_gpu_of_two(site: Site) -> None:
+    status, out, err = site.sweep(site.app, "seed=50-51", "hydra.launcher.gpus_per_node=1")
+    assert status == 0, out + err
+    assert len(re.findall(r"GPUs=[01]\b(?!,)", out)) == 2, out
+
+
+def test_mistakes_are_one_line(site: Site) -> None:
+    status, _, err = site.sweep(site.app, "seed=50", "hydra.launcher.partition=nowhere")
+    assert status == 2 and len(err.splitlines()) == 1 and "sbatch refuses" in err and "partition" in err, err

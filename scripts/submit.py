@@ -15,13 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from leapbench import pinned, submit
+from leapbench import cli, pinned, submit
 from leapbench.config import ConfigError
 from leapbench.progress import PlannedRun
-from leapbench.slurm import SlurmError
+from leapbench.slurm import Site
 from sweep import PROJECT, PlanError, commands, parse, plan
-
-REFUSED = 1
 
 
 def by_suite(runs: list[PlannedRun]) -> dict[Path, list[PlannedRun]]:
@@ -51,7 +49,7 @@ def main() -> int:
     try:
         code = PROJECT if args.dry_run else pinned.code(args.allow_dirty)
         keys = submit.launcher(launcher, args.name)
-        site = submit.Site(keys, PROJECT, code, pinned.commit())
+        site = Site(keys, PROJECT, code, pinned.commit())
         plans = [by_suite(plan(line)) for line in commands(args.name, extra)]
         if code == PROJECT and not args.dry_run:
             print("the code differs from its commit: jobs run what is here when they start", file=sys.stderr)
@@ -68,9 +66,11 @@ def main() -> int:
     except (LookupError, ConfigError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
-    except SlurmError as error:
-        print(error, file=sys.stderr)
-        return REFUSED
+    except OSError as error:
+        if (known := cli.explain(error)) is None:
+            raise
+        print(known[0], file=sys.stderr)
+        return known[1]
     except PlanError as error:
         print(error.args[0], file=sys.stderr)
         return int(error.args[1])

@@ -7,7 +7,7 @@ file's, its axes and its suite replace the file's.
 All command lines are resolved before the first one runs. While they run, a line on stderr says how many runs have
 ended and how long the rest will take; a command line whose runs have all ended is passed over.
 
-Code with changes that are not committed is refused, unless --allow-dirty (or allow_dirty=true after --) is given.
+Code with changes that are not committed is refused, unless --allow-dirty (or -- allow_dirty=true) is given.
 """
 
 from __future__ import annotations
@@ -186,15 +186,17 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options in front of `--`, and the overrides behind it without allow_dirty, which is an option as well."""
+    """The options in front of `--`, and the overrides behind it; --allow-dirty is allow_dirty=true among them."""
     parser.epilog = "What follows -- is added to every command line."
     parser.add_argument("name", metavar="NAME", help="a file in sweeps/, without .yaml")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
     parser.add_argument("--allow-dirty", action="store_true", help="run code that differs from its commit")
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     args, extra = parser.parse_args(arguments[:cut]), arguments[cut + 1 :]
-    args.allow_dirty |= "allow_dirty=true" in extra
-    return args, [override for override in extra if not override.startswith("allow_dirty=")]
+    if args.allow_dirty:
+        extra = [*extra, "allow_dirty=true"]
+    args.allow_dirty = "allow_dirty=true" in extra
+    return args, extra
 
 
 def main() -> int:

@@ -59,3 +59,8 @@ def tiny(composed: Callable[..., DictConfig], corpus: Path, tmp_path: Path) -> C
         return resolve(cfg)
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests on a real Slurm first: they mostly wait, and go to one worker together."""
+    items.sort(key=lambda item: "slurm" not in item.keywords)

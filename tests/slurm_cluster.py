@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from leapbench.pinned import CODE, INPUTS
+
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 SBIN = "/usr/sbin:/sbin"
 # CPUs are declared, not counted: jobs that sleep may share a core. The credential's life is also the wait of a requeue.
@@ -87,7 +89,7 @@ class SlurmCluster:
                 "munged", "-F", f"--key-file={key}", f"--socket={munge}/munge.sock", f"--pid-file={munge}/munged.pid",
                 f"--log-file={munge}/munged.log", f"--seed-file={munge}/seed",
             )  # fmt: skip
-            self._start("slurmctld", "-D", "-i")
+            self._start("slurmctld", "-D")
             self._start("slurmd", "-D")
             self._wait_for_node()
         except BaseException:
@@ -107,17 +109,28 @@ class SlurmCluster:
                 daemon.wait()
         shutil.rmtree(self.root, ignore_errors=True)
 
+    def restart_controller(self, away_s: float = 0.0) -> None:
+        """Kill slurmctld with -9, wait, and start it again from the state it had saved."""
+        controller = self.daemons[1]
+        controller.kill()
+        controller.wait()
+        time.sleep(away_s)
+        self._start("slurmctld", "-D", place=1)
+
     def ask(self, *command: str) -> str:
         """What a command of Slurm prints."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout.strip()
 
-    def _start(self, name: str, *arguments: str) -> None:
-        log = (self.root / "log" / f"{name}.out").open("wb")
+    def _start(self, name: str, *arguments: str, place: int | None = None) -> None:
         found = _which(name)
         assert found is not None
-        self.daemons.append(subprocess.Popen([found, *arguments], env=self.env, stdout=log, stderr=log))
-        log.close()
+        with (self.root / "log" / f"{name}.out").open("ab") as log:
+            daemon = subprocess.Popen([found, *arguments], env=self.env, stdout=log, stderr=log)
+        if place is None:
+            self.daemons.append(daemon)
+        else:
+            self.daemons[place] = daemon
 
     def _wait_for_node(self) -> None:
         deadline = time.monotonic() + 60
@@ -144,3 +157,25 @@ def _free_ports() -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def checkout(project: Path, folder: Path) -> Path:
+    """A git repository at `folder` whose only commit is the code of `project` as it lies there."""
+    for part in (*CODE, *INPUTS, "scripts"):
+        source, target = project / part, folder / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, target)
+    (folder / ".gitignore").write_text("__pycache__/\nresults/code/\n")
+    commit(folder)
+    return folder
+
+
+def commit(folder: Path) -> str:
+    """Commit everything in `folder`; the commit."""
+    git = ("git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@localhost")
+    for command in (("init", "-q"), ("add", "-A"), ("commit", "-q", "-m", "test")):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from helpers import PROJECT, Lab, records, write_texts
+from leapbench.record import SUMMARY
 from leapbench.run import run
-from slurm_cluster import SlurmCluster, unavailable
+from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 
 pytestmark = [
     pytest.mark.slurm,
@@ -60,10 +61,20 @@ if __name__ == "__main__":
 LONG = ("train.steps=1000", "train.interval=50", "eval.every=500", "predictor=[linear]", "K=[50]", "schedule.warmup=4")
 
 
+LIMIT = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25", "checkpoint.every_s=null")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
     with SlurmCluster() as made:
         yield made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def limited(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, subprocess.Popen[str]]:
+    """A sweep that meets its time limit while the other tests run: Slurm counts in minutes."""
+    site = Site(cluster, tmp_path_factory.mktemp("limited"))
+    return site, site.start(site.app, *LONG, *LIMIT, "seed=0", nap=0.05)
 
 
 class Site:
@@ -79,7 +90,7 @@ class Site:
         """A sweep, on the cluster or with the local launcher."""
         command = [sys.executable, str(script), "-m", *self.lab.overrides()]
         if slurm:
-            command += ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1"]
+            command += ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1", "allow_dirty=true"]
         env = {**self.cluster.env, "NAP_S": str(nap)}
         pipe = subprocess.PIPE
         return subprocess.Popen([*command, *arguments], cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
@@ -145,7 +156,7 @@ def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Si
     assert status == 0, out + err
     assert other[0] == 0, other[1] + other[2]
     assert "60 cells in 5 jobs" in out
-    folders = sorted(site.lab.results.glob("default/*"))
+    folders = sorted(site.lab.results.glob("default/[!.]*"))
     assert len(folders) == 5
     assert all(len(starts(folder)) == 1 for folder in folders)  # no run done twice
     for printed in (out, other[1]):
@@ -166,7 +177,7 @@ def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> No
     driver = site.start(site.app, *arguments, "seed=0-2,9", nap=0.03)
     preempted, killed, requeued = (site.run_folder(*LONG, f"seed={seed}") for seed in range(3))
     wait(lambda: all(map(started, (preempted, killed, requeued))), "three runs that train")
-    array = next(iter(site.jobs())).partition("_")[0]
+    array = starts(killed)[0]["slurm_job"].partition("_")[0]
     site.cluster.ask("scancel", "--signal=USR2", f"{array}_0")
     os.kill(starts(killed)[0]["pid"], signal.SIGKILL)
     site.cluster.ask("scontrol", "requeue", f"{array}_2")
@@ -187,15 +198,55 @@ def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> No
         assert records(folder) == records(whole.folder)
 
 
-def test_a_time_limit_is_survived(site: Site) -> None:
-    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25", "checkpoint.every_s=null")
-    driver = site.start(site.app, *LONG, *limit, "seed=0", nap=0.05)
+def test_a_time_limit_is_survived(limited: tuple[Site, subprocess.Popen[str]]) -> None:
+    site, driver = limited
     folder = site.run_folder(*LONG, "seed=0")
     status, out, err = finished(driver)
     assert status == 0, out + err
     assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
     whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
     assert records(folder) == records(whole.folder)
+
+
+def test_submitted_runs_execute_the_commit_and_are_submitted_once(site: Site) -> None:
+    project = checkout(PROJECT, site.folder / "project")
+    sweep = {
+        "suite": "tiny",
+        "overrides": [*site.lab.overrides(*LONG, "checkpoint.every_s=1")],
+        "axes": {"seed": "0-3"},
+    }
+    (project / "sweeps" / "tiny.yaml").write_text(json.dumps(sweep))
+    name = commit(project)
+    env = {**site.cluster.env, "PYTHONPATH": str(project / "src")}
+
+    def script(name: str, *arguments: str) -> tuple[int, str, str]:
+        command = [sys.executable, str(project / "scripts" / f"{name}.py"), *arguments]
+        done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=LIMIT_S)
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, err = script("submit", "tiny", "--", "hydra.launcher.mem_gb=1", "hydra.launcher.array_parallelism=2")
+    assert status == 0 and re.search(r"tiny: 4 missing\n  submitted 4 runs as job (\d+), ", out), out + err
+    (project / "src" / "leapbench" / "loop.py").write_text("raise SystemError('not the commit')")
+    (project / "conf" / "config.yaml").write_text("not: [the, commit")
+    status, out, err = script("submit", "tiny")
+    assert status == 2 and len(err.splitlines()) == 1 and "2 more" not in err and "differs from its commit" in err, err
+
+    suite = site.lab.results / "tiny"
+    folders = [suite / site.lab.config(*LONG, f"seed={seed}", "suite=tiny").run_id for seed in range(4)]
+    wait(lambda: started(folders[0]), "a run that trains")
+    os.kill(starts(folders[0])[0]["pid"], signal.SIGKILL)
+    wait(lambda: all((folder / SUMMARY).exists() for folder in folders[1:]), "three of four runs")
+    wait(lambda: script("status", "--results", str(suite.parent), "tiny")[1].count("partial ") == 2, "the dead one")
+    subprocess.run(["git", "-C", str(project), "checkout", "-q", "."], check=True)
+    status, out, err = script("submit", "tiny", "--", "hydra.launcher.mem_gb=1")
+    assert status == 0 and "tiny: 3 complete, 1 partial\n  submitted 1 runs as job" in out, out + err
+    wait(lambda: "all 4 complete" in script("status", "--results", str(suite.parent))[1], "all runs")
+    assert script("submit", "tiny")[1] == "tiny: 4 complete\n  nothing to submit\n"
+    for seed, folder in enumerate(folders):
+        meta = json.loads((folder / "meta.json").read_text())
+        assert (meta["git_commit"], meta["git_dirty"], len(meta["starts"])) == (name, False, 2 if seed == 0 else 1)
+    whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
+    assert records(folders[0]) == records(whole.folder)
 
 
 def test_jobs_get_one_gpu_of_two(site: Site) -> None:

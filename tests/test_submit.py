@@ -16,7 +16,7 @@ from leapbench.config import ConfigError
 from leapbench.files import LOCK, SUMMARY, write_json
 from leapbench.lock import Lock
 from leapbench.progress import PlannedRun
-from leapbench.slurm import SUBMITTED, SlurmError, submissions
+from leapbench.slurm import SUBMITTED, Site, SlurmError, submissions
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -28,7 +28,7 @@ def lab(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    return submit.Site(submit.launcher(["hydra/launcher=submitit_slurm"], "sweep"), tmp_path, PROJECT, "c0ffee")
+    return Site(submit.launcher(["hydra/launcher=submitit_slurm"], "sweep"), tmp_path, PROJECT, "c0ffee")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_the_batch_script_says_which_code_and_resources(suite, slurm, tmp_path):
              "hydra.launcher.timeout_min=90", "hydra.launcher.setup=[module load cuda]",
              "+hydra.launcher.use_srun=false"]  # fmt: skip
     code = tmp_path / "the code"
-    own = submit.Site(submit.launcher(words, "ttb"), tmp_path, code, None)
+    own = Site(submit.launcher(words, "ttb"), tmp_path, code, None)
     submit.submit(suite, planned(suite, "a", "b", "c"), False, own)
     script = slurm.script(17).splitlines()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--time=90", "--job-name=ttb", "--array=0-2%3"):

@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
 from leapbench.config import ConfigError
+from leapbench.files import SUMMARY, write_json
 from leapbench.progress import PlannedRun
+from leapbench.record import RunFolder
 from leapbench.resolve import resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -179,13 +181,34 @@ def test_sweep_outlives_failing_jobs_and_sums_up(sweeper, tmp_path):
     typed = ("seed=0-4", "predictor=linear", f"hydra.sweep.dir={tmp_path}/sweep")
     own = sweeper(typed, max_batch_size=2)
     own.launcher = launcher = Launcher("failed", "completed", ValueError("x"), "diverged", "skipped")
-    line = "sweep: 1 completed, 1 skipped (id-skipped), 1 diverged (id-diverged), 2 failed (id-failed ?)"
+    run_id = own.plan(OverridesParser.create().parse_overrides([*BASE, *typed[:2]]))[2].config.run_id
+    line = f"sweep: 1 completed, 1 skipped (id-skipped), 1 diverged (id-diverged), 2 failed (id-failed {run_id})"
     with pytest.raises(SweepError) as caught:
         own.sweep([*BASE, *typed[:2]])
     assert str(caught.value) == line
     assert [(start, len(batch)) for start, batch in launcher.batches] == [(0, 2), (2, 2), (4, 1)]
     kept = OmegaConf.load(tmp_path / "sweep" / "multirun.yaml").hydra.overrides.task
     assert list(kept) == [*BASE, "seed=0-4", "predictor=linear"]
+
+
+def test_runs_that_have_ended_are_reported_and_not_launched(sweeper, tmp_path, capsys):
+    typed = ("seed=0-1", "predictor=linear", f"hydra.sweep.dir={tmp_path}/sweep")
+    own = sweeper(typed)
+    own.launcher = launcher = Launcher("completed")
+    arguments = [*BASE, *typed[:2], f"results_dir={tmp_path}"]
+    first, second = own.plan(OverridesParser.create().parse_overrides(arguments))
+    end = {"status": "completed", "reason": None}
+    for job in (first, second):
+        folder = RunFolder.of(job.config).path
+        folder.mkdir(parents=True)
+        write_json(folder / SUMMARY, end | {"status": "completed" if job is first else "failed"})
+    own.sweep(arguments)  # a failed run is run again
+    assert [len(batch) for _, batch in launcher.batches] == [1]
+    write_json(folder / SUMMARY, end)
+    capsys.readouterr()
+    own.sweep(arguments)
+    assert len(launcher.batches) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "sweep: 2 completed, 0 skipped, 0 diverged, 0 failed"
 
 
 def test_a_dry_run_prints_its_jobs_and_runs_nothing(sweeper, tmp_path, capsys):

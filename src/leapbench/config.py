@@ -258,6 +258,7 @@ class RunConfig:
     history_device: str | None = None
     threads: int = 1
     progress: bool = True
+    allow_dirty: bool = False
     logger: str = "none"
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -332,7 +333,8 @@ class RunConfig:
 
 
 MACHINE_KEYS = (
-    "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "checkpoint",
+    "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "allow_dirty",
+    "checkpoint",
     "logger", "wandb", "regime.file", "dataset.workers",
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from leapbench import logger as loggers
 from leapbench import pinned
 from leapbench.config import ConfigError, RunConfig
 from leapbench.figures import figures_of_run
+from leapbench.lock import slurm_job
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
 from leapbench.record import RunFolder, ended
@@ -112,7 +113,9 @@ def pick_device(name: str) -> torch.device:
 def _ended(config: RunConfig) -> Outcome | None:
     """How the run ended, or None if there is something left to do."""
     end = ended(config)
-    return end and Outcome(end["status"], end["run_id"], Path(end["folder"]), end["reason"] or None)
+    if end is None:
+        return None
+    return Outcome(end["status"], end["run_id"], Path(end["folder"]), end["reason"] or None)
 
 
 def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:
@@ -129,5 +132,5 @@ def _meta(config: RunConfig, device: torch.device, workload: Workload | None) ->
         "cuda": torch.version.cuda,
         "dataset_sha256": workload.sha256 if workload else None,
         "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
-        "start": {"host": platform.node()},
+        "start": {"host": platform.node(), "slurm_job": slurm_job()},
     }

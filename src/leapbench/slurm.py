@@ -1,15 +1,24 @@
-"""What Slurm knows of our jobs, and what we noted when we submitted them."""
+"""What Slurm knows of our jobs, how they are submitted, and what we noted when we did.
+
+Jobs import the code they are given, ahead of the installed one: a copy of the commit, or the tree itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from leapbench.config import ConfigError
 from leapbench.files import write_json
 
 SUBMITTED = ".submitted"  # folder in a suite: one record per array, and its logs
@@ -17,13 +26,71 @@ COMMAND_TIMEOUT_S = 60
 MAX_ARRAY = 1001  # Slurm's own default
 
 
-class SlurmError(Exception):
+class SlurmError(ConfigError):
     """A command of Slurm failed; the message is one line."""
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where jobs run.
+
+    Attributes:
+        keys: those of conf/hydra/launcher/slurm.yaml, without the ones that only Hydra reads.
+        cwd: the folder that jobs start in.
+        code: the checkout, or copy of a commit, whose src they import.
+        commit: what `code` is a copy of.
+    """
+
+    keys: Mapping[str, Any]
+    cwd: Path
+    code: Path
+    commit: str | None
+
+    def submit(self, logs: str | Path, calls: Sequence[tuple[Callable[..., Any], *tuple[Any, ...]]]) -> list[Any]:
+        """Queue one job for every (function, arguments...) as one array; submitit's jobs.
+
+        Args:
+            logs: the folder of scripts, pickles and logs; %j in it stands for the job's id.
+
+        Raises:
+            SlurmError: there is no Slurm here, or sbatch refuses; nothing was submitted.
+        """
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+        from submitit import AutoExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise SlurmError(
+                "no Slurm here: sbatch and srun are not on PATH; hydra/launcher=local runs on this machine"
+            )
+        timeouts = self.keys.get("max_num_timeout", 0)
+        executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=timeouts)
+        executor.update_parameters(**self._parameters({field.name for field in fields(BaseQueueConf)}))
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said), executor.batch():  # submitit passes on what sbatch says
+                jobs = [executor.submit(*call) for call in calls]
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+            raise SlurmError(f"sbatch refuses: {lines[0] if lines else error}") from None
+        sys.stderr.write(said.getvalue())
+        return jobs
+
+    def _parameters(self, shared: set[str]) -> dict[str, Any]:
+        """The keys as AutoExecutor takes them: those that only Slurm has are prefixed."""
+        keys = {key: value for key, value in self.keys.items() if key != "max_num_timeout"}
+        own = [
+            f"cd {shlex.quote(str(self.cwd))}",
+            f"export PYTHONPATH={shlex.quote(str(self.code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        ]
+        keys["setup"] = [*(keys.get("setup") or []), *own]
+        return {key if key in shared else f"slurm_{key}": value for key, value in keys.items()}
+
+
+@dataclass(frozen=True)
 class Submission:
-    """One array: when and from which commit it was submitted, where submitit logs, and the run of each job."""
+    """One array: when and from which commit it was submitted, where submitit logs (%j: the job's id), and the run of
+    each job."""
 
     utc: str
     commit: str | None
@@ -37,11 +104,13 @@ class Submission:
 
     def log(self, job: str) -> Path:
         """What `job` wrote to stderr."""
-        return Path(self.logs) / f"{job}_0_log.err"
+        return Path(self.logs.replace("%j", job)) / f"{job}_0_log.err"
 
     def write(self, suite: Path) -> None:
         """Keep it with the runs of `suite`."""
-        write_json(suite / SUBMITTED / f"{self.id}.json", asdict(self))
+        folder = suite / SUBMITTED
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{self.id}.json", asdict(self))
 
 
 def submissions(suite: Path) -> list[Submission]:

@@ -88,23 +88,25 @@ class Survey:
 def _state(folder: Path, exists: bool, jobs: list[tuple[str, Submission]], queue: dict[str, str] | None) -> State:
     summary = _summary(folder) if exists else {}
     queued = [(job, submission) for job, submission in jobs if queue and job in queue]
-    job, submission = (queued or jobs or [(None, None)])[-1]
-    log = submission.log(job) if job and submission else None
-    found = {"run_id": folder.name, "folder": folder, "ended": bool(summary), "job": job, "log": log}
+    last = next(reversed(queued or jobs), None)
+    job, log = (last[0], last[1].log(last[0])) if last else (None, None)
+
+    def found(status: str, reason: str) -> State:
+        return State(folder.name, folder, status, bool(summary), reason, job, log)
+
     status, reason = summary.get("status", ""), summary.get("reason") or ""
     if status and (status != "failed" or not queued):
-        return State(**found, status="complete" if status == "completed" else status, reason=reason)
+        return found("complete" if status == "completed" else status, reason)
     if exists and (owner := _worker(folder / LOCK, queue)) is not None:
-        return State(**found, status="running", reason=f"on {owner.get('host', 'unknown')}")
+        return found("running", f"on {owner.get('host', 'unknown')}")
     if queued:
-        assert queue is not None
-        waiting = queue[queued[-1][0]] == "PENDING"
-        return State(**found, status="pending" if waiting else "running", reason=f"job {job} {queue[str(job)].lower()}")
+        assert queue is not None and job is not None
+        return found("pending" if queue[job] == "PENDING" else "running", f"job {job} {queue[job].lower()}")
     if exists:
-        return State(**found, status="partial", reason=f"job {job} ended" if job else "")
+        return found("partial", f"job {job} ended" if job else "")
     if queue is None:
-        return State(**found, status="pending", reason=f"job {job}, no squeue here to ask")
-    return State(**found, status="failed", reason=f"job {job} ended before the run began")
+        return found("pending", f"job {job}, no squeue here to ask")
+    return found("failed", f"job {job} ended before the run began")
 
 
 def _worker(lock: Path, queue: dict[str, str] | None) -> dict[str, Any] | None:

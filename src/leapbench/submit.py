@@ -7,12 +7,10 @@ submission looked, whatever code they run.
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,10 @@ from leapbench.config import PROJECT, ConfigError, RunConfig
 from leapbench.files import utc
 from leapbench.lock import HeldError, Lock
 from leapbench.progress import PlannedRun
-from leapbench.slurm import SUBMITTED, SlurmError, Submission, max_array, queue
+from leapbench.slurm import SUBMITTED, Site, SlurmError, Submission, max_array, queue
 from leapbench.status import State, Survey
 
 LAUNCHER = "hydra/launcher"
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where jobs run: the launcher's keys, the folder they start in, the code they import and the commit it is of."""
-
-    launcher: dict[str, Any]
-    cwd: Path
-    code: Path
-    commit: str | None
 
 
 class Task:
@@ -137,12 +125,11 @@ def survey(suite: Path) -> dict[str, State]:
     """What is known of the runs of `suite`, which need not exist yet.
 
     Raises:
-        SlurmError: the queue cannot be asked, so that nobody knows what is pending.
-        ConfigError: there is no Slurm.
+        SlurmError: there is no Slurm, or the queue cannot be asked, so that nobody knows what is pending.
     """
     jobs = queue()
     if jobs is None or shutil.which("sbatch") is None:
-        raise ConfigError("no Slurm here (sbatch and squeue are not on PATH); scripts/sweep.py runs on this machine")
+        raise SlurmError("no Slurm here: sbatch and squeue are not on PATH; scripts/sweep.py runs on this machine")
     return Survey(suite).look(jobs) if suite.is_dir() else {}
 
 
@@ -171,38 +158,13 @@ def submit(suite: Path, runs: Sequence[PlannedRun], retry: bool, site: Site) -> 
 
 
 def _array(suite: Path, runs: Sequence[PlannedRun], site: Site) -> Submission:
-    import submitit
-
     logs = suite.absolute() / SUBMITTED / f"{time.strftime('%Y%m%dT%H%M%S')}-{runs[0].run_id}"
-    executor = submitit.AutoExecutor(
-        logs, cluster="slurm", slurm_max_num_timeout=site.launcher.get("max_num_timeout", 0)
-    )
-    executor.update_parameters(**_parameters(site))
-    tasks = [Task([*run.overrides, f"results_dir={_quoted(suite.absolute().parent)}"], run.run_id) for run in runs]
-    try:
-        jobs = executor.submit_array(tasks)
-    except submitit.core.utils.FailedJobError as error:
-        reason = [line for line in str(error).splitlines() if "error" in line] or [str(error).splitlines()[0]]
-        raise SlurmError(f"sbatch refuses: {reason[0].strip()}") from None
-    found = Submission(
-        utc(), site.commit, str(logs), {job.job_id: run.run_id for job, run in zip(jobs, runs, strict=True)}
-    )
+    results = f"results_dir={_quoted(suite.absolute().parent)}"
+    jobs = site.submit(logs, [(Task([*run.overrides, results], run.run_id),) for run in runs])
+    ids = {job.job_id: run.run_id for job, run in zip(jobs, runs, strict=True)}
+    found = Submission(utc(), site.commit, str(logs), ids)
     found.write(suite)
     return found
-
-
-def _parameters(site: Site) -> dict[str, Any]:
-    """The launcher's keys as submitit's AutoExecutor takes them, with the code that jobs import."""
-    from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-
-    shared = {field.name for field in fields(BaseQueueConf)}
-    keys = {key: value for key, value in site.launcher.items() if key != "max_num_timeout"}
-    own = [
-        f"cd {shlex.quote(str(site.cwd))}",
-        f"export PYTHONPATH={shlex.quote(str(site.code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
-    ]
-    keys["setup"] = [*(keys.get("setup") or []), *own]
-    return {key if key in shared else f"slurm_{key}": value for key, value in keys.items()}
 
 
 def _quoted(path: Path) -> str:

@@ -1,6 +1,7 @@
 """`hydra/launcher=slurm`: the jobs of a sweep as a Slurm array, through hydra-submitit-launcher.
 
-Two things are added to the plugin. A job that dies without an answer (kill -9, out of memory, a lost node) is noticed
+Three things are added to the plugin. Jobs run a copy of the commit that was checked out when they were submitted. A job
+that dies without an answer (kill -9, out of memory, a lost node) is noticed
 from the queue, where submitit waits for sacct to tell, which without accounting it never does. And every job's end is
 reported, where the plugin stops at the first that went wrong.
 """
@@ -11,11 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
-from omegaconf import OmegaConf
+from omegaconf import open_dict, read_write
+
+from leapbench.config import PROJECT
 
 # A job that has left the queue, and whose answer is not there after this many seconds, is dead: a shared file system
 # may take that long to show a file.
@@ -72,48 +76,63 @@ class Queue:
 
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):
-    """The plugin's launcher with a report for every job; the keys are those of conf/hydra/launcher/slurm.yaml."""
+    """The plugin's launcher with pinned code and a report for every job; its keys are those of
+    conf/hydra/launcher/slurm.yaml.
+    """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs, wait for them, and say of each how it ended.
 
         Raises:
-            ConfigError: there is no Slurm here, or sbatch refuses; nothing was submitted.
+            ConfigError: the code differs from its commit, there is no Slurm here, or sbatch refuses; nothing was
+                submitted.
         """
-        from leapbench import slurm
+        from leapbench import pinned, slurm
 
-        jobs = self._submit(job_overrides, initial_job_idx)
+        assert self.config is not None
+        site = slurm.Site(self._keys(), Path.cwd(), pinned.code(self.config.allow_dirty), pinned.commit())
+        self._read_configs_of(site.code)
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        calls = [
+            (self, list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        jobs = site.submit(self.params["submitit_folder"], calls)
+        self._note(site, {job.job_id: overrides for job, overrides in zip(jobs, job_overrides, strict=True)})
         queue = Queue(slurm.queue)
         queue.watch(jobs)
         return [self._answer(job) for job in jobs]
 
-    def _submit(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
-        import submitit
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
+    def _keys(self) -> dict[str, Any]:
+        return {key: value for key, value in self.params.items() if key != "submitit_folder"}
 
-        from leapbench.config import ConfigError
+    def _read_configs_of(self, code: Path) -> None:
+        """Let jobs compose their configurations from `code`, whatever becomes of this checkout's files."""
+        assert self.hydra_context is not None
+        path = self.hydra_context.config_loader.get_search_path()
+        for element in path.get_path():
+            if element.path == f"file://{PROJECT / 'conf'}":
+                element.path = f"file://{code / 'conf'}"
+        self.hydra_context = HydraContext(ConfigLoaderImpl(path), self.hydra_context.callbacks)
 
-        assert self.config is not None
-        shared = set(OmegaConf.structured(BaseQueueConf).keys())
-        keys = {key: value for key, value in self.params.items() if key not in ("submitit_folder", "max_num_timeout")}
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        calls = [
-            (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
-            for number, overrides in enumerate(job_overrides, first)
-        ]
-        try:
-            executor = submitit.AutoExecutor(
-                self.params["submitit_folder"], cluster="slurm", slurm_max_num_timeout=self.params["max_num_timeout"]
-            )
-            executor.update_parameters(**{key if key in shared else f"slurm_{key}": v for key, v in keys.items()})
-            return executor.map_array(self, *zip(*calls, strict=True))
-        except (FailedJobError, FailedSubmissionError) as error:
-            lines = [line for line in str(error).splitlines() if "error" in line.lower()]
-            raise ConfigError(f"sbatch refuses: {lines[0].strip() if lines else error}") from None
-        except RuntimeError as error:
-            if "srun" not in str(error):
-                raise
-            raise ConfigError("hydra/launcher=slurm: no Slurm here (srun is not on PATH); leave it out") from None
+    def _note(self, site: Any, jobs: dict[str, Sequence[str]]) -> None:
+        """Keep with the runs which job is which run, for scripts/status.py and scripts/submit.py."""
+        from leapbench.files import utc
+        from leapbench.progress import PlannedRun
+        from leapbench.resolve import resolve
+        from leapbench.slurm import Submission
+
+        assert self.hydra_context is not None and self.config is not None
+        suites: dict[Path, dict[str, str]] = {}
+        for job, overrides in jobs.items():
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+            with read_write(config), open_dict(config):
+                del config["hydra"]
+            run = PlannedRun.of(resolve(config))
+            suites.setdefault(run.folder.parent.absolute(), {})[job] = run.run_id
+        logs = str(Path(self.params["submitit_folder"]).absolute())
+        for suite, runs in suites.items():
+            Submission(utc(), site.commit, logs, runs).write(suite)
 
     def _answer(self, job: Any) -> JobReturn:
         """Wait for `job`; what it returned, or why it returned nothing."""

@@ -7,7 +7,7 @@ one starts or anything is written; cells that differ in their seed alone are com
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -98,13 +98,17 @@ class LeapSweeper(BasicSweeper):
             OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
         done = 0
-        for batch in self.split_overrides_to_chunks([jobs[number].overrides for number in left], self.max_batch_size):
+        for batch in self._batches([jobs[number].overrides for number in left]):
             returns.append(self.launcher.launch(batch, initial_job_idx=done))
             for number, answer in zip(left[done:], returns[-1], strict=False):
                 results[number] = _result(answer, jobs[number].config.run_id)
             done += len(batch)
         print(summarise(filter(None, results)), flush=True)
         return returns
+
+    def _batches(self, jobs: list[list[str]]) -> Iterator[list[list[str]]]:
+        size = self.max_batch_size or len(jobs)
+        return (jobs[start : start + size] for start in range(0, len(jobs), size or 1))
 
     def plan(self, overrides: list[Override]) -> list[Job]:
         """The jobs; all of them compose and validate.

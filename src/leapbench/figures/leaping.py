@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -171,8 +172,11 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
         ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes[0, 0].set_ylabel("loss - tuned baseline's at equal charged time [nats]")
     n = int(rows["n_seeds"].max())
-    figure.suptitle(f"After a leap: {name}\nmean over n ≤ {n} seeds' mean leaps, bars: 95 % bootstrap interval; "
-                    "below 0 the run is ahead of its baseline")  # fmt: skip
+    note = (
+        f"mean over n ≤ {n} seeds' mean leaps, bars: 95 % bootstrap interval; below 0 the run is ahead of its baseline"
+    )
+    lines = textwrap.wrap(note, max(40, int(11 * figure.get_figwidth())))  # about 11 letters to the inch
+    figure.suptitle("\n".join([f"After a leap: {name}", *lines]))
     return figure
 
 

@@ -198,16 +198,6 @@ def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> No
         assert records(folder) == records(whole.folder)
 
 
-def test_a_time_limit_is_survived(limited: tuple[Site, subprocess.Popen[str]]) -> None:
-    site, driver = limited
-    folder = site.run_folder(*LONG, "seed=0")
-    status, out, err = finished(driver)
-    assert status == 0, out + err
-    assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
-    whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
-    assert records(folder) == records(whole.folder)
-
-
 def test_submitted_runs_execute_the_commit_and_are_submitted_once(site: Site) -> None:
     project = checkout(PROJECT, site.folder / "project")
     sweep = {
@@ -258,3 +248,13 @@ def test_jobs_get_one_gpu_of_two(site: Site) -> None:
 def test_mistakes_are_one_line(site: Site) -> None:
     status, _, err = site.sweep(site.app, "seed=50", "hydra.launcher.partition=nowhere")
     assert status == 2 and len(err.splitlines()) == 1 and "sbatch refuses" in err and "partition" in err, err
+
+
+def test_a_time_limit_is_survived(limited: tuple[Site, subprocess.Popen[str]]) -> None:
+    site, driver = limited
+    folder = site.run_folder(*LONG, "seed=0")
+    status, out, err = finished(driver)
+    assert status == 0, out + err
+    assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
+    whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
+    assert records(folder) == records(whole.folder)

@@ -1,6 +1,6 @@
 """The README's sweep on a real Slurm and with the local launcher: python tests/usage_line.py [--out FOLDER].
 
-Every row but its seconds must be the same, and every table. Needs root and Slurm's packages; twenty minutes on two cores.
+Every row but its seconds must be the same, and every table. Needs root and Slurm's packages; takes twenty minutes.
 """
 
 from __future__ import annotations

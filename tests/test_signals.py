@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,11 @@ def handlers():
         signal.signal(signum, handler)
 
 
+def requeue(signum, frame):
+    """As submitit does, when the requeue that scontrol asked for ends scontrol."""
+    subprocess.run(["sh", "-c", "kill -TERM $$"], check=True)
+
+
 def refuse(signum, frame):
     raise UncompletedJobError("timed-out too many times")
 
@@ -38,10 +44,11 @@ def refuse(signum, frame):
     [
         (signal.SIGTERM, signal.SIG_DFL, Terminated),
         (signal.SIGUSR2, lambda signum, frame: (_ for _ in ()).throw(SystemExit(-1)), SystemExit),  # requeued
+        (signal.SIGUSR2, requeue, Terminated),
         (signal.SIGUSR2, refuse, UncompletedJobError),
         (signal.SIGTERM, lambda signum, frame: None, None),  # submitit's, which ignores it
     ],
-    ids=["alone", "requeued", "given up", "ignored"],
+    ids=["alone", "requeued", "ended by the requeue", "given up", "ignored"],
 )
 def test_a_signal_is_answered_after_a_checkpoint(lab, monkeypatch, handlers, signum, handler, raised):
     signal.signal(signum, handler)

@@ -8,6 +8,8 @@ requeues the job on USR2 and ignores TERM, or the command line, which ends.
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -53,7 +55,12 @@ class Deferred:
             signum = self.asked.pop(0)
             before = self._before[signum]
             if callable(before):
-                before(signum, None)
+                try:
+                    before(signum, None)
+                except subprocess.SubprocessError as error:
+                    # submitit's `scontrol requeue`: ended by the requeue that it asked for, or the controller is away.
+                    print(f"{error}; the checkpoint is kept", file=sys.stderr, flush=True)
+                    terminate(signum)
             elif before != signal.SIG_IGN:
                 terminate(signum)
 

@@ -62,5 +62,5 @@ def tiny(composed: Callable[..., DictConfig], corpus: Path, tmp_path: Path) -> C
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on a real Slurm first: they mostly wait, and go to one worker together."""
+    """The tests on a real Slurm first: they mostly wait."""
     items.sort(key=lambda item: "slurm" not in item.keywords)

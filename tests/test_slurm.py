@@ -22,7 +22,6 @@ from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(unavailable() is not None, reason=f"no Slurm: {unavailable()}"),
 ]
 LIMIT_S = 400
@@ -71,10 +70,15 @@ def cluster() -> Iterator[SlurmCluster]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def limited(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, subprocess.Popen[str]]:
+def limited(
+    cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
     """A sweep that meets its time limit while the other tests run: Slurm counts in minutes."""
     site = Site(cluster, tmp_path_factory.mktemp("limited"))
-    return site, site.start(site.app, *LONG, *LIMIT, "seed=0", nap=0.05)
+    driver = site.start(site.app, *LONG, *LIMIT, "seed=0", nap=0.05)
+    yield site, driver
+    driver.kill()
+    driver.communicate()
 
 
 class Site:

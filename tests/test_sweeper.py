@@ -282,11 +282,14 @@ def axes_of(spec: dict[str, Any], own: dict[str, Any]) -> dict[str, list[str]]:
     return {key: [str(v) for v in value] if isinstance(value, list) else [str(value)] for key, value in axes.items()}
 
 
+LEAPING = ("ttb_", "tune_", "leap_overhead")
+
+
 def command_lines() -> list[tuple[str, ...]]:
     """Every distinct command line of the observing sweeps; tables that share runs share it."""
     script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
-    names = [name for name in specs() if not name.startswith(("ttb_", "tune_", "leap_overhead"))]
-    return list(dict.fromkeys(tuple(line) for name in names for line in script["commands"](name, [])))
+    lines = [line for name in specs() if not name.startswith(LEAPING) for line in script["commands"](name, [])]
+    return list(dict.fromkeys(tuple(line) for line in lines if "experiment=ttb_text" not in line))
 
 
 @pytest.mark.parametrize("line", command_lines(), ids=lambda line: line[2])
@@ -298,8 +301,12 @@ def test_sweep_files_compose(sweeper, line):
 
 def leaping_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, spec, command) of the sweeps with mode=leap, where every cell is a job."""
-    found = {name: spec for name, spec in specs().items() if name.startswith(("ttb_", "tune_", "leap_overhead"))}
-    return [(name, spec, own) for name, spec in found.items() for own in spec.get("commands", [{}])]
+    return [
+        (name, spec, own)
+        for name, spec in specs().items()
+        for own in spec.get("commands", [{}])
+        if name.startswith(LEAPING) or "experiment=ttb_text" in own.get("overrides", [])
+    ]
 
 
 @pytest.mark.parametrize(("name", "spec", "own"), leaping_lines(), ids=lambda part: part if type(part) is str else "")

@@ -152,30 +152,6 @@ def site(cluster: SlurmCluster, tmp_path: Path) -> Site:
     return Site(cluster, tmp_path)
 
 
-def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Site) -> None:
-    line = ("predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4", "train.steps=120", "train.interval=10")
-    script = PROJECT / "train.py"
-    one, two = site.start(script, *line), site.start(script, *line)  # two submissions at once
-    (status, out, err), other = finished(one), finished(two)
-    assert status == 0, out + err
-    assert other[0] == 0, other[1] + other[2]
-    assert "60 cells in 5 jobs" in out
-    folders = sorted(site.lab.results.glob("default/[!.]*"))
-    assert len(folders) == 5
-    assert all(len(starts(folder)) == 1 for folder in folders)  # no run done twice
-    for printed in (out, other[1]):
-        complete, skipped = map(int, re.findall(r"sweep: (\d+) completed, (\d+) skipped", printed)[0])
-        assert complete + skipped == 5, printed
-    before = set(site.folder.rglob("*submission.sh"))
-    status, out, err = site.sweep(script, *line)
-    assert status == 0 and "sweep: 5 completed, 0 skipped, 0 diverged, 0 failed" in out, out + err
-    assert before and set(site.folder.rglob("*submission.sh")) == before
-    status, out, err = site.sweep(script, *line, "suite=local", slurm=False)
-    assert status == 0, err
-    for folder in folders:
-        assert records(folder) == records(site.lab.results / "local" / folder.name)
-
-
 def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> None:
     arguments = (*LONG, "checkpoint.every_s=1")
     driver = site.start(site.app, *arguments, "seed=0-2,9", nap=0.03)
@@ -262,3 +238,27 @@ def test_a_time_limit_is_survived(limited: tuple[Site, subprocess.Popen[str]]) -
     assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
     whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
     assert records(folder) == records(whole.folder)
+
+
+def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Site) -> None:
+    line = ("predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4", "train.steps=120", "train.interval=10")
+    script = PROJECT / "train.py"
+    one, two = site.start(script, *line), site.start(script, *line)  # two submissions at once
+    (status, out, err), other = finished(one), finished(two)
+    assert status == 0, out + err
+    assert other[0] == 0, other[1] + other[2]
+    assert "60 cells in 5 jobs" in out
+    folders = sorted(site.lab.results.glob("default/[!.]*"))
+    assert len(folders) == 5
+    assert all(len(starts(folder)) == 1 for folder in folders)  # no run done twice
+    for printed in (out, other[1]):
+        complete, skipped = map(int, re.findall(r"sweep: (\d+) completed, (\d+) skipped", printed)[0])
+        assert complete + skipped == 5, printed
+    before = set(site.folder.rglob("*submission.sh"))
+    status, out, err = site.sweep(script, *line)
+    assert status == 0 and "sweep: 5 completed, 0 skipped, 0 diverged, 0 failed" in out, out + err
+    assert before and set(site.folder.rglob("*submission.sh")) == before
+    status, out, err = site.sweep(script, *line, "suite=local", slurm=False)
+    assert status == 0, err
+    for folder in folders:
+        assert records(folder) == records(site.lab.results / "local" / folder.name)

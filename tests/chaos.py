@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -38,9 +39,9 @@ DECK = {"kill -9": 5, "scontrol requeue": 4, "scancel --signal=USR2": 4, "contro
 RESUBMIT_S = 20.0
 AWAY_S, FULL_S = 10.0, 15.0  # how long the controller is away, and the disk full
 BETWEEN_S = (5.0, 20.0)  # from one fault to the next
-LIMIT_S = 3600.0
+RUNS = 20
 DISK = "1g"
-LAUNCHER = ("hydra.launcher.mem_gb=1", "hydra.launcher.array_parallelism=3", "checkpoint.every_s=5", "device=cpu")
+LAUNCHER = ("hydra.launcher.mem_gb=1", "hydra.launcher.array_parallelism=1", "checkpoint.every_s=5", "device=cpu")
 # Columns that depend on the clock, which no two runs of a program share.
 TIMED = re.compile(r"charged|_s$|excess|baseline_loss|(overhead|snapshot|regime|predict|verify|adopt)_pct")
 
@@ -113,11 +114,10 @@ def inject(fault: str, victims: Victims, cluster: SlurmCluster, disk: Path) -> s
 
 
 class User:
-    """Somebody who gives the same commands again and again."""
+    """Somebody who gives commands, the same ones again and again."""
 
     def __init__(self, project: Path, env: dict[str, str]) -> None:
         self.project, self.env = project, env
-        self.submitted = 0
 
     def script(self, name: str, *arguments: str) -> tuple[int, str]:
         """Exit status and output of one of the project's scripts."""
@@ -128,10 +128,15 @@ class User:
             raise AssertionError(f"{name} ended with a traceback\n{said}")
         return done.returncode, said
 
-    def submit(self, results: Path) -> str:
-        """Submit what is missing, partial or failed."""
-        _, said = self.script("submit", SUITE, "--retry", "failed", "--", *LAUNCHER, f"results_dir={results}")
-        return said
+    def insist(self, results: Path, say: Callable[[str], None]) -> None:
+        """Submit what is missing, partial or failed, until nothing is."""
+        while True:
+            say(self.script("submit", SUITE, "--retry", "failed", "--", *LAUNCHER, f"results_dir={results}")[1])
+            time.sleep(RESUBMIT_S)
+            said = self.script("status", SUITE, "--results", str(results))[1]
+            if f"all {RUNS} complete" in said:
+                say(said)
+                return
 
 
 def rows(suite: Path) -> Counter[tuple[str, str, str]]:
@@ -158,30 +163,22 @@ def tables(user: User, results: Path, suite: str, out: Path) -> dict[str, pd.Dat
 
 def disturb(
     deck: list[str], dice: random.Random, user: User, cluster: SlurmCluster, disk: Path, say: Callable[[str], None]
-) -> tuple[list[tuple[str, str]], str]:
-    """Play the deck while the user resubmits, to the end of all runs; the faults with their victims, and the last word
-    of scripts/status.py.
-    """
-    results, faults = disk / "raw", []
-    say(user.submit(results))
-    victims = Victims(results / SUITE, dice)
-    began = submitted_at = time.monotonic()
-    due = began + 20
-    while time.monotonic() - began < LIMIT_S:
-        time.sleep(1)
-        if deck and time.monotonic() >= due:
-            victim = inject(deck[-1], victims, cluster, disk)
-            if victim is not None:
+) -> list[tuple[str, str]]:
+    """Play the deck while the user insists, to the end of all runs; the faults with their victims."""
+    results, faults, began = disk / "raw", [], time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(user.insist, results, say)
+        while not (results / SUITE).is_dir() and not done.done():
+            time.sleep(1)
+        victims = Victims(results / SUITE, dice)
+        while not done.done():
+            time.sleep(1)
+            if deck and (victim := inject(deck[-1], victims, cluster, disk)) is not None:
                 faults.append((deck.pop(), victim))
                 say(f"{time.monotonic() - began:5.0f} s: {faults[-1][0]}: {victim}")
-            due = time.monotonic() + (dice.uniform(*BETWEEN_S) if victim else 1.0)
-        if time.monotonic() - submitted_at > RESUBMIT_S:
-            say(user.submit(results))
-            submitted_at = time.monotonic()
-            _, said = user.script("status", SUITE, "--results", str(results))
-            if "all 20 complete" in said:
-                return faults, said
-    raise AssertionError(f"not complete after {LIMIT_S} s\n{said}")
+                time.sleep(dice.uniform(*BETWEEN_S))
+        done.result()
+    return faults
 
 
 def main() -> int:
@@ -193,6 +190,7 @@ def main() -> int:
     if reason := unavailable():
         print(reason, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     dice = random.Random(args.seed)
     deck = [fault for fault, count in DECK.items() for _ in range(count)]
     dice.shuffle(deck)
@@ -203,8 +201,7 @@ def main() -> int:
         os.environ["SLURM_CONF"] = cluster.env["SLURM_CONF"]
         project = checkout(PROJECT, scratch / "project")
         user = User(project, {**cluster.env, "PYTHONPATH": str(project / "src")})
-        faults, said = disturb(deck, dice, user, cluster, disk, lambda line: print(line.rstrip(), flush=True))
-        print(said)
+        faults = disturb(deck, dice, user, cluster, disk, lambda line: print(line.rstrip(), flush=True))
         extra = ("suite=undisturbed", "hydra.launcher.n_jobs=2", "device=cpu", f"results_dir={scratch / 'raw'}")
         status, said = user.script("sweep", SUITE, "--", *extra)
         if status:

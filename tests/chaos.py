@@ -107,9 +107,10 @@ def inject(fault: str, victims: Victims, cluster: SlurmCluster, disk: Path) -> s
         except ProcessLookupError:
             return None
     else:
-        command = fault.split()
-        if subprocess.run([*command, job], env=cluster.env, capture_output=True).returncode:
-            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):  # scancel tries again where the job has already left
+            done = subprocess.run([*fault.split(), job], env=cluster.env, capture_output=True, timeout=5)
+            if done.returncode:
+                return None
     return run_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -99,7 +100,8 @@ class SlurmCluster:
 
     def __exit__(self, *_: object) -> None:
         if len(self.daemons) == 3:
-            subprocess.run(["scancel", "-u", "root"], env=self.env, capture_output=True, timeout=30)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it tries again where a job is about to end
+                subprocess.run(["scancel", "-u", "root"], env=self.env, capture_output=True, timeout=30)
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:

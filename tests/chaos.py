@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from leapbench import pinned
 from leapbench.config import PROJECT
 from leapbench.files import META, STREAMS, SUMMARY
 from leapbench.slurm import queue, submissions
@@ -229,6 +230,11 @@ def main() -> int:
     return int(bool(facts["rows lost"] or facts["rows doubled or changed"] or facts["tables that differ"]))
 
 
+def provenance() -> str:
+    """Which code this is."""
+    return f"code of commit `{str(pinned.commit())[:12]}`" + (", changed" if pinned.changes() else "")
+
+
 def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], facts: dict[str, int]) -> None:
     """chaos.csv and chaos.md."""
     out.mkdir(parents=True, exist_ok=True)
@@ -240,7 +246,8 @@ def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], 
     lines = [
         "# A sweep while things go wrong", "",
         f"`python tests/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against the "
-        "same sweep with the local launcher. A fault is survived if the runs it met are complete in the end.", "",
+        f"same sweep with the local launcher; {provenance()}. A fault is survived if the runs it met are complete in the "
+        "end.", "",
         "| fault | injected | survived |", "|---|---:|---:|",
         *(f"| {name} | {injected[name]} | {survived[name]} |" for name in DECK), "",
         "| | |", "|---|---:|", *(f"| {name} | {count} |" for name, count in facts.items()), "",

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chaos import User, rows, tables
+from chaos import User, provenance, rows, tables
 from leapbench.config import PROJECT
 from slurm_cluster import SlurmCluster, checkout, unavailable
 
@@ -52,7 +52,7 @@ def main() -> int:
     lines = [
         "# The same sweep on Slurm and on this machine", "",
         f"`python train.py -m {' '.join(LINE)}`, once with `hydra/launcher=slurm` on a real Slurm of one node, once "
-        "with the local launcher; written by `python tests/usage_line.py`.", "",
+        f"with the local launcher; {provenance()}; written by `python tests/usage_line.py`.", "",
         "| | slurm | local |", "|---|---|---|", f"| ends | {said['slurm']} | {said['local']} |",
         f"| rows | {here.total()} | {there.total()} |", f"| tables | {len(one)} | {len(other)} |", "",
         f"Rows that differ in more than seconds: {unequal}. Tables that differ: {differing}.", "",

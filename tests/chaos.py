@@ -246,8 +246,8 @@ def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], 
     lines = [
         "# A sweep while things go wrong", "",
         f"`python tests/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against the "
-        f"same sweep with the local launcher; {provenance()}. A fault is survived if the runs it met are complete in the "
-        "end.", "",
+        f"same sweep with the local launcher; {provenance()}. A fault is survived if the runs it met are complete in "
+        "the end.", "",
         "| fault | injected | survived |", "|---|---:|---:|",
         *(f"| {name} | {injected[name]} | {survived[name]} |" for name in DECK), "",
         "| | |", "|---|---:|", *(f"| {name} | {count} |" for name, count in facts.items()), "",

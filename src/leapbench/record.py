@@ -63,6 +63,7 @@ class RunFolder:
         self._lock = Lock(path / LOCK)
         self._files: dict[str, FileIO] = {}
         self._batch: dict[str, bytearray] = {}  # rows on their way to the files
+        self._unsynced: set[str] = set()
         self._flushed_at = -FLUSH_S
 
     @classmethod
@@ -144,9 +145,11 @@ class RunFolder:
             raise BusyError(f"{self.path}: another process has taken this run over; this one stops") from None
         for name, batch in self._batch.items():
             while batch:  # a disk that fills up takes part of a write
+                self._unsynced.add(name)
                 del batch[: self._files[name].write(batch)]
-            if sync:
-                os.fsync(self._files[name].fileno())
+        for name in [*self._unsynced] if sync else []:
+            os.fsync(self._files[name].fileno())
+            self._unsynced.discard(name)
         self._flushed_at = time.monotonic()
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:

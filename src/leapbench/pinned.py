@@ -42,7 +42,7 @@ def require_clean(project: Path = PROJECT, paths: tuple[str, ...] = CODE) -> Non
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise ConfigError(
             f"the code differs from its commit ({found[0]}{more}); commit it, or accept runs that cannot be traced to "
-            "a commit with --allow-dirty"
+            "a commit with allow_dirty=true (--allow-dirty of the scripts)"
         )
 
 
@@ -69,7 +69,9 @@ def snapshot(folder: Path, project: Path = PROJECT) -> Path:
         return project
     name = commit(project)
     if name is None:
-        raise ConfigError(f"{project} is no git checkout, so there is no commit to run; clone it, or use --allow-dirty")
+        raise ConfigError(
+            f"{project} is no git checkout, so there is no commit to run; clone it, or use allow_dirty=true"
+        )
     target = folder.absolute() / name
     if target.is_dir():
         return target

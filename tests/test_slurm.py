@@ -17,6 +17,7 @@ import pytest
 from helpers import PROJECT, Lab, records, write_texts
 from leapbench.record import SUMMARY
 from leapbench.run import run
+from leapbench.slurm import submissions
 from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 
 pytestmark = [
@@ -251,6 +252,9 @@ def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Si
     folders = sorted(site.lab.results.glob("default/[!.]*"))
     assert len(folders) == 5
     assert all(len(starts(folder)) == 1 for folder in folders)  # no run done twice
+    for noted in submissions(site.lab.results / "default"):
+        assert set(noted.runs.values()) <= {folder.name for folder in folders}
+        assert all(noted.log(job).is_file() for job in noted.runs)
     for printed in (out, other[1]):
         complete, skipped = map(int, re.findall(r"sweep: (\d+) completed, (\d+) skipped", printed)[0])
         assert complete + skipped == 5, printed

@@ -163,5 +163,5 @@ def _ask(*command: str) -> str:
         raise SlurmError(f"{command[0]} does not answer: {error}") from None
     if done.returncode:
         reason = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
-        raise SlurmError(f"{command[0]}: {reason}")
+        raise SlurmError(f"{command[0]}: {reason.removeprefix(f'{command[0]}: ')}")
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -66,7 +67,11 @@ LIMIT = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=25", "ch
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    with SlurmCluster() as made:
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(SlurmCluster())
+        except RuntimeError as error:
+            pytest.skip(str(error))  # the daemons do not start on every machine that has them
         yield made
 
 

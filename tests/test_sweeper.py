@@ -19,7 +19,6 @@ from leapbench.cli import SweepError
 from leapbench.config import ConfigError
 from leapbench.files import SUMMARY, write_json
 from leapbench.progress import PlannedRun
-from leapbench.record import RunFolder
 from leapbench.resolve import resolve
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -199,7 +198,7 @@ def test_runs_that_have_ended_are_reported_and_not_launched(sweeper, tmp_path, c
     first, second = own.plan(OverridesParser.create().parse_overrides(arguments))
     end = {"status": "completed", "reason": None}
     for job in (first, second):
-        folder = RunFolder.of(job.config).path
+        folder = job.config.folder
         folder.mkdir(parents=True)
         write_json(folder / SUMMARY, end | {"status": "completed" if job is first else "failed"})
     own.sweep(arguments)  # a failed run is run again

@@ -327,6 +327,11 @@ class RunConfig:
         return digest(self.science())
 
     @property
+    def folder(self) -> Path:
+        """Where the run's files go: results_dir/<suite>/<run_id>."""
+        return Path(self.results_dir) / self.suite / self.run_id
+
+    @property
     def trajectory(self) -> str:
         """12 hex digits, equal for runs whose untouched training is the same."""
         return digest(self.training())

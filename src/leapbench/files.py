@@ -15,6 +15,12 @@ STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
 CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What the run in `folder` left when it ended, or None."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def utc() -> str:
     """Now, as 2026-01-31T23:59:59Z."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from leapbench.config import RunConfig, digest
+from leapbench.files import SUMMARY, read_summary
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,9 @@ class PlannedRun:
     @classmethod
     def of(cls, config: RunConfig, overrides: Sequence[str] = ()) -> PlannedRun:
         """The job of a resolved configuration."""
-        folder = Path(config.results_dir) / config.suite / config.run_id
         kind = (config.model.name, config.dataset.name, *config.predictors)
         data = digest([asdict(config.dataset), config.cache_dir])
-        return cls(config.run_id, folder, config.train.steps, kind, tuple(overrides), data)
+        return cls(config.run_id, config.folder, config.train.steps, kind, tuple(overrides), data)
 
     def line(self) -> str:
         """One line of JSON, as `hydra.sweeper.dry_run=true` prints it."""
@@ -43,6 +43,17 @@ class PlannedRun:
         found = json.loads(line)
         words = {key: tuple(found[key]) for key in ("kind", "overrides")}
         return cls(**found | words | {"folder": Path(found["folder"])})
+
+
+def ended(config: RunConfig) -> dict[str, str] | None:
+    """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
+    summary = read_summary(config.folder)
+    if summary is None or summary["status"] == "failed":
+        return None
+    return {
+        "status": summary["status"], "run_id": config.run_id, "folder": str(config.folder),
+        "reason": summary["reason"] or "",
+    }  # fmt: skip
 
 
 class Progress:
@@ -63,11 +74,9 @@ class Progress:
 
     def look(self) -> int:
         """Read the folders of the runs that were open; how many have ended by now."""
-        from leapbench.record import SUMMARY, RunFolder  # torch comes with it; a dry run does without
-
         for path in self.runs.keys() - self.seconds.keys():
             try:
-                summary = RunFolder(path).summary()
+                summary = read_summary(path)
                 if summary is None:
                     continue
                 # A failed run is run again, once.

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from leapbench.config import BusyError, ConfigError, RunConfig
+from leapbench.config import BusyError, ConfigError
 from leapbench.files import (
     CASCADE,
     CHECKPOINT,
@@ -65,16 +65,6 @@ class RunFolder:
         self._batch: dict[str, bytearray] = {}  # rows on their way to the files
         self._unsynced: set[str] = set()
         self._flushed_at = -FLUSH_S
-
-    @classmethod
-    def of(cls, config: RunConfig) -> RunFolder:
-        """The folder of a configuration's run."""
-        return cls(Path(config.results_dir) / config.suite / config.run_id)
-
-    def summary(self) -> dict[str, Any] | None:
-        """What a finished run left, or None."""
-        path = self.path / SUMMARY
-        return json.loads(path.read_text()) if path.is_file() else None
 
     def acquire(self) -> None:
         """Make the folder and take its lock; a dead owner's lock is taken over.
@@ -198,18 +188,6 @@ class RunFolder:
     def reopen(self) -> None:
         """Make a failed run unfinished again."""
         (self.path / SUMMARY).unlink(missing_ok=True)
-
-
-def ended(config: RunConfig) -> dict[str, str] | None:
-    """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
-    folder = RunFolder.of(config)
-    summary = folder.summary()
-    if summary is None or summary["status"] == "failed":
-        return None
-    return {
-        "status": summary["status"], "run_id": config.run_id, "folder": str(folder.path),
-        "reason": summary["reason"] or "",
-    }  # fmt: skip
 
 
 def finite(value: Any) -> Any:

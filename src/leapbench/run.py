@@ -15,11 +15,11 @@ from submitit.core.utils import UncompletedJobError
 from leapbench import logger as loggers
 from leapbench import pinned
 from leapbench.config import ConfigError, RunConfig
-from leapbench.figures import figures_of_run
 from leapbench.lock import slurm_job
 from leapbench.loop import train
 from leapbench.observe import check_contexts, unusable
-from leapbench.record import RunFolder, ended
+from leapbench.progress import ended
+from leapbench.record import RunFolder
 from leapbench.resolve import CONTROLS
 from leapbench.signals import Deferred
 from leapbench.workload import Workload
@@ -47,7 +47,7 @@ def run(config: RunConfig) -> Outcome:
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     run_id = config.run_id
-    folder = RunFolder.of(config)
+    folder = RunFolder(config.folder)
     if done := _ended(config):
         return done
     skipped = unusable(config)
@@ -85,6 +85,8 @@ def run(config: RunConfig) -> Outcome:
             logger.finish(summary)
             raise
         if config.logger != "none" and summary["status"] == "completed":
+            from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
+
             for name, path in figures_of_run(folder.path).items():
                 logger.figure(name, path)
         logger.finish(summary)

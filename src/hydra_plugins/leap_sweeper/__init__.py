@@ -74,7 +74,7 @@ class LeapSweeper(BasicSweeper):
         """
         from leapbench.cli import report, summarise
         from leapbench.config import ConfigError
-        from leapbench.progress import PlannedRun
+        from leapbench.progress import PlannedRun, ended
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.max_batch_size is not None and self.max_batch_size < 1:
@@ -85,8 +85,6 @@ class LeapSweeper(BasicSweeper):
             for job in jobs:
                 print(PlannedRun.of(job.config, job.overrides).line())
             return []
-
-        from leapbench.record import ended  # torch comes with it, once everything a user can get wrong is right
 
         results = [ended(job.config) for job in jobs]
         for result in filter(None, results):

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers import untimed
 from leapbench import pinned
 from leapbench.config import PROJECT
 from leapbench.files import META, STREAMS, SUMMARY
@@ -55,12 +56,12 @@ class Victims:
 
     def one(self) -> tuple[str, str, int] | None:
         """The run id, the job and the process of a run that has begun to train; None if there is none."""
-        found = []
-        for state in self.survey.look(queue()).values():
+        found, jobs = [], queue() or {}
+        for state in self.survey.look(jobs).values():
             meta = state.folder / META
             if state.status == "running" and meta.is_file() and not (state.folder / SUMMARY).is_file():
                 start = json.loads(meta.read_text())["starts"][-1]
-                if start["slurm_job"] in (queue() or {}):
+                if start["slurm_job"] in jobs:
                     found.append((state.run_id, start["slurm_job"], start["pid"]))
         return self.dice.choice(found) if found else None
 
@@ -146,8 +147,7 @@ def rows(suite: Path) -> Counter[tuple[str, str, str]]:
     found: Counter[tuple[str, str, str]] = Counter()
     for folder in suite.glob("[!.]*"):
         for stream in STREAMS:
-            for line in (folder / stream).read_text().splitlines():
-                row = {key: value for key, value in json.loads(line).items() if not key.endswith("_s")}
+            for row in untimed(folder, stream):
                 found[folder.name, stream, json.dumps(row, sort_keys=True)] += 1
     return found
 

@@ -1,5 +1,6 @@
 """Networks: published sizes, shrunken training, initialisation by seed, pretrained weights, and mistakes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,8 @@ def test_small_image_classifiers_are_all_trainable(name, parameters):
     assert model.training
 
 
-@pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small"])
-def test_image_classifiers_depend_on_the_seed_alone(name):
-    def weights(seed: int) -> torch.Tensor:
-        model = models.build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")
-        return torch.cat([weight.flatten() for weight in model.parameters()])
-
+def assert_seed_alone(weights: Callable[[int], torch.Tensor]) -> None:
+    """`weights(seed)` neither reads nor moves the global generator, and tells seeds apart."""
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = weights(3)
@@ -77,6 +74,15 @@ def test_image_classifiers_depend_on_the_seed_alone(name):
     torch.rand(5)
     assert torch.equal(weights(3), first)
     assert not torch.equal(weights(4), first)
+
+
+@pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small"])
+def test_image_classifiers_depend_on_the_seed_alone(name):
+    def weights(seed: int) -> torch.Tensor:
+        model = models.build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")
+        return torch.cat([weight.flatten() for weight in model.parameters()])
+
+    assert_seed_alone(weights)
 
 
 def test_he_weights_keep_the_size_of_the_signal():
@@ -125,13 +131,7 @@ def test_initialisation_depends_on_the_seed_alone():
         model = models.build(cfg, vocab_size=256, tokens=64, seed=seed, init="scratch")
         return torch.cat([weight.flatten() for weight in model.parameters()])
 
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = weights(3)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(5)
-    assert torch.equal(weights(3), first)
-    assert not torch.equal(weights(4), first)
+    assert_seed_alone(weights)
 
 
 def test_vocabulary_comes_from_the_tokenizer_unless_configured():

@@ -162,10 +162,13 @@ def test_the_signs_on_the_way_count_for_the_paper_alone():
     history, K = history_of(columns), 80  # tau = 9: a whole turn and one step, where p = c
     accepted = {v: Pdt(rank=2, variant=v, mode="consistency_only").predict(history, K) for v in VARIANTS}
     np.testing.assert_allclose(accepted["code"].numpy(), columns[:, -1], rtol=0, atol=1e-5)
-    history, K = history_of(columns), 85  # tau = 9.5
-    moved = {v: float(accepted_by(Pdt(rank=2, variant=v, mode="consistency_only"), history, K).float().mean())
-             for v in VARIANTS}  # fmt: skip
-    assert moved["code"] > 0.5 and moved["paper_step"] == moved["paper_cumulative"] == 0.0
+    x, _ = linear_system((np.exp(2j * np.pi / 8.8),), size=400)  # never exactly back at a on the way
+    history, K = history_of(np.stack([x(t) for t in range(-4, 2)], axis=1)), 85  # tau = 9.5
+    moved = {v: accepted_by(Pdt(rank=2, variant=v, mode="consistency_only"), history, K).numpy() for v in VARIANTS}
+    agrees = np.stack([np.sign(x(k) - x(0)) == np.sign(x(1) - x(0)) for k in (*range(1, 10), 9.5)])
+    np.testing.assert_array_equal(moved["code"], agrees[-1])
+    np.testing.assert_array_equal(moved["paper_cumulative"], agrees.all(axis=0))
+    assert not moved["paper_step"].any() and moved["paper_cumulative"].sum() < moved["code"].sum() / 2
 
 
 def test_on_a_linear_system_what_is_accepted_is_true():

@@ -339,8 +339,7 @@ class RunConfig:
 
 MACHINE_KEYS = (
     "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "allow_dirty",
-    "checkpoint",
-    "logger", "wandb", "regime.file", "dataset.workers",
+    "checkpoint", "logger", "wandb", "regime.file", "dataset.workers",
 )  # fmt: skip
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,29 @@ CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """What the run in `folder` left when it ended, or None."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads((folder / SUMMARY).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A draft to fill, which becomes `folder` in one rename: a folder that is there is complete.
+
+    If another process was faster, its folder stays and the draft goes.
+    """
+    draft = folder.with_name(f"{folder.name}.draft-{uuid.uuid4().hex}")
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def utc() -> str:

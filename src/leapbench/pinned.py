@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tarfile
-import uuid
 from pathlib import Path
 
 from leapbench.config import PROJECT, ConfigError
+from leapbench.files import whole
 
 # What decides a run. Tables, docs and tests may change under way.
 CODE = ("train.py", "src", "conf", "sweeps", "pyproject.toml")
@@ -75,22 +74,13 @@ def snapshot(folder: Path, project: Path = PROJECT) -> Path:
     target = folder.absolute() / name
     if target.is_dir():
         return target
-    draft = target.with_name(f"{name}.draft-{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
-    try:
+    with whole(target) as draft:
         archive = subprocess.Popen(["git", "-C", str(project), "archive", name], stdout=subprocess.PIPE)
         with tarfile.open(fileobj=archive.stdout, mode="r|") as tar:
             tar.extractall(draft, filter="data")
         if archive.wait():
             raise ConfigError(f"git archive {name} failed in {project}")
         (draft / COMMIT).write_text(f"{name}\n")
-        try:
-            draft.rename(target)
-        except OSError:
-            if not target.is_dir():  # another submission was faster
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

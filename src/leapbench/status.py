@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leapbench.files import CONFIG, EVALS, LOCK, SUMMARY
+from leapbench.files import CONFIG, EVALS, LOCK, SUMMARY, read_summary
 from leapbench.lock import is_alive, read_owner
 from leapbench.slurm import Submission, endings, submissions
 
@@ -132,7 +132,9 @@ def _with_endings(states: dict[str, State], queue: dict[str, str] | None) -> dic
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads(_bytes(folder / SUMMARY) or b"{}")
+        return read_summary(folder) or {}
+    except OSError:
+        return {}
     except ValueError:
         return {"status": "failed", "reason": f"{SUMMARY} is not readable as JSON"}
 

@@ -17,7 +17,6 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from omegaconf import open_dict, read_write
 
 from leapbench.config import PROJECT
 
@@ -80,6 +79,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     conf/hydra/launcher/slurm.yaml.
     """
 
+    runs: Sequence[Any] = ()  # a leapbench.progress.PlannedRun for each of the jobs to be launched, from the sweeper
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs, wait for them, and say of each how it ended.
 
@@ -92,13 +93,14 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         assert self.config is not None
         site = slurm.Site(self._keys(), Path.cwd(), pinned.code(self.config.allow_dirty), pinned.commit())
         self._read_configs_of(site.code)
+        runs, self.runs = self.runs, []  # every job's pickle holds this object
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         calls = [
             (self, list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
         jobs = site.submit(self.params["submitit_folder"], calls)
-        self._note(site, {job.job_id: overrides for job, overrides in zip(jobs, job_overrides, strict=True)})
+        self._note(site, {job.job_id: run for job, run in zip(jobs, runs, strict=False)})
         queue = Queue(slurm.queue)
         queue.watch(jobs)
         return [self._answer(job) for job in jobs]
@@ -115,24 +117,15 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
                 element.path = f"file://{code / 'conf'}"
         self.hydra_context = HydraContext(ConfigLoaderImpl(path), self.hydra_context.callbacks)
 
-    def _note(self, site: Any, jobs: dict[str, Sequence[str]]) -> None:
+    def _note(self, site: Any, runs: dict[str, Any]) -> None:
         """Keep with the runs which job is which run, for scripts/status.py and scripts/submit.py."""
         from leapbench.files import utc
-        from leapbench.progress import PlannedRun
-        from leapbench.resolve import resolve
         from leapbench.slurm import Submission
 
-        assert self.hydra_context is not None and self.config is not None
-        suites: dict[Path, dict[str, str]] = {}
-        for job, overrides in jobs.items():
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with read_write(config), open_dict(config):
-                del config["hydra"]
-            run = PlannedRun.of(resolve(config))
-            suites.setdefault(run.folder.parent.absolute(), {})[job] = run.run_id
         logs = str(Path(self.params["submitit_folder"]).absolute())
-        for suite, runs in suites.items():
-            Submission(utc(), site.commit, logs, runs).write(suite)
+        for suite in {run.folder.parent.absolute() for run in runs.values()}:
+            own = {job: run.run_id for job, run in runs.items() if run.folder.parent.absolute() == suite}
+            Submission(utc(), site.commit, logs, own).write(suite)
 
     def _answer(self, job: Any) -> JobReturn:
         """Wait for `job`; what it returned, or why it returned nothing."""

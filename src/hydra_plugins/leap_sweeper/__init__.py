@@ -7,7 +7,7 @@ one starts or anything is written; cells that differ in their seed alone are com
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -95,18 +95,16 @@ class LeapSweeper(BasicSweeper):
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
-        done = 0
-        for batch in self._batches([jobs[number].overrides for number in left]):
-            returns.append(self.launcher.launch(batch, initial_job_idx=done))
-            for number, answer in zip(left[done:], returns[-1], strict=False):
+        size = self.max_batch_size or len(left) or 1
+        for start in range(0, len(left), size):
+            batch = left[start : start + size]
+            if hasattr(self.launcher, "runs"):
+                self.launcher.runs = [PlannedRun.of(jobs[number].config) for number in batch]
+            returns.append(self.launcher.launch([jobs[number].overrides for number in batch], initial_job_idx=start))
+            for number, answer in zip(batch, returns[-1], strict=True):
                 results[number] = _result(answer, jobs[number].config.run_id)
-            done += len(batch)
         print(summarise(filter(None, results)), flush=True)
         return returns
-
-    def _batches(self, jobs: list[list[str]]) -> Iterator[list[list[str]]]:
-        size = self.max_batch_size or len(jobs)
-        return (jobs[start : start + size] for start in range(0, len(jobs), size or 1))
 
     def plan(self, overrides: list[Override]) -> list[Job]:
         """The jobs; all of them compose and validate.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +23,7 @@ from leapbench.datasets import digits, hub, hub_images, stdlib, text_files
 from leapbench.datasets.corpus import SPLITS, Corpus
 from leapbench.datasets.images import ImageSplits
 from leapbench.datasets.tokenize import Tokenizer, batches, identity
+from leapbench.files import whole
 from leapbench.lock import HeldError, Lock
 
 SOURCES = {"stdlib": stdlib, "text_files": text_files, "hub": hub}
@@ -139,12 +139,10 @@ def _turn(folder: Path, cache_dir: Path) -> Lock:
 def _build(
     folder: Path, corpus: Corpus, make_tokenizer: Callable[[Iterator[str]], Tokenizer], cfg: DatasetConfig
 ) -> None:
-    """Tokenise all splits, and rename into place: a folder that is there is complete."""
+    """Tokenise all splits."""
     for abandoned in folder.parent.glob(f"{folder.name}.draft-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    draft = folder.with_name(f"{folder.name}.draft-{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
+    with whole(folder) as draft:
         tokenizer = make_tokenizer(corpus.read("train"))
         for split in SPLITS:
             _write(draft / split, corpus.read(split), tokenizer, cfg)
@@ -154,13 +152,6 @@ def _build(
             "dtype": np.dtype(tokenizer.dtype).name,
         }
         (draft / "meta.json").write_text(json.dumps(meta))
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # a process that fell asleep over its work has been overtaken
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:

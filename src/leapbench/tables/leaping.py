@@ -12,7 +12,7 @@ from leapbench.clock import CHARGED
 from leapbench.read import LEAPS
 from leapbench.tables.common import Table
 from leapbench.tables.methods import ROW, WORKLOAD
-from leapbench.tables.numbers import interval, number
+from leapbench.tables.numbers import interval, number, summarised
 from leapbench.tables.time_to_baseline import Leaps, laps_of, per_run
 
 OVERHEAD = tuple(lap for lap in CHARGED if lap != "train")
@@ -23,13 +23,10 @@ def leap_overhead(leaps: Leaps) -> Table:
     laps = laps_of(leaps).assign(overhead_pct=lambda table: 100 - table["train_pct"])
     shares = [f"{lap}_pct" for lap in OVERHEAD]
     means = laps.groupby(ROW, sort=False)[["charged_s", *shares]].mean().reset_index()
-    total = stats.summarise(laps, ROW, "overhead_pct")
-    total = total.rename(
-        columns={"mean": "overhead_pct", "ci_low": "overhead_pct_ci_low", "ci_high": "overhead_pct_ci_high"}
-    )
+    total = summarised(laps, ROW, "overhead_pct")
     runs = leaps.runs[["run_id", *ROW]].merge(per_run(leaps)[["run_id", "leaps_proposed"]], on="run_id")
     proposed = runs.groupby(ROW, sort=False)["leaps_proposed"].mean().reset_index()
-    frame = leaps.rows[[*ROW, "kind", "interval", "diverged"]].merge(total.drop(columns="std"), on=ROW, how="left")
+    frame = leaps.rows[[*ROW, "kind", "interval", "diverged"]].merge(total, on=ROW, how="left")
     frame = frame.merge(means, on=ROW, how="left").merge(proposed, on=ROW, how="left")
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
@@ -66,10 +63,7 @@ def after_leap(leaps: Leaps) -> Table:
     means = by_seed.groupby(key, sort=False).agg(
         n_leaps=("n_leaps", "sum"), loss_nats=("loss_nats", "mean"), baseline_loss_nats=("baseline_loss_nats", "mean")
     )
-    told = stats.summarise(by_seed, key, "excess_nats").drop(columns="std")
-    told = told.rename(
-        columns={"mean": "excess_nats", "ci_low": "excess_nats_ci_low", "ci_high": "excess_nats_ci_high"}
-    )
+    told = summarised(by_seed, key, "excess_nats")
     rows = leaps.rows.loc[leaps.rows["kind"] != "baseline", [*ROW, "kind", "predictor", "rule", "schedule"]]
     asked = rows.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
     frame = asked.merge(told, on=key, how="left").merge(means.reset_index(), on=key, how="left")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leapbench import stats
+
 MISSING = "missing"
 
 Cell = Mapping[Hashable, Any]
@@ -29,6 +31,12 @@ def number(value: object, percent: bool = False) -> str:
     if size >= 1e6:
         return f"{value:.2e}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
+
+
+def summarised(frame: pd.DataFrame, by: list[str], name: str) -> pd.DataFrame:
+    """Mean and interval of a column over seeds under the names that :func:`interval` reads, and n_seeds."""
+    names = {"mean": name, "ci_low": f"{name}_ci_low", "ci_high": f"{name}_ci_high"}
+    return stats.summarise(frame, by, name).drop(columns="std").rename(columns=names)
 
 
 def interval(cell: Cell, name: str, brief: bool = False) -> str:

@@ -15,7 +15,7 @@ from leapbench.clock import CHARGED
 from leapbench.read import LEAPS, Suite
 from leapbench.tables.common import Published, Table
 from leapbench.tables.methods import REFERENCES, ROW, SCIENCE, WORKLOAD, References, methods, references, workload_name
-from leapbench.tables.numbers import MISSING, interval, number
+from leapbench.tables.numbers import MISSING, interval, number, summarised
 from leapbench.tables.targets import DEFINITIONS, QUANTITIES, best_of, curves, paired, time_to_target
 
 NAME = "time_to_baseline"
@@ -171,9 +171,7 @@ def _measured(leaps: Leaps) -> pd.DataFrame:
     frame = leaps.rows[ROW].merge(runs.groupby(ROW, sort=False)[list(COUNTS)].mean().reset_index(), on=ROW, how="left")
     for name in MEASURED:
         if name not in COUNTS:
-            told = stats.summarise(runs, ROW, name)[[*ROW, "mean", "ci_low", "ci_high"]]
-            names = {"mean": name, "ci_low": f"{name}_ci_low", "ci_high": f"{name}_ci_high"}
-            frame = frame.merge(told.rename(columns=names), on=ROW, how="left")
+            frame = frame.merge(summarised(runs, ROW, name).drop(columns="n_seeds"), on=ROW, how="left")
     return frame
 
 

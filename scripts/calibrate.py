@@ -10,7 +10,7 @@ import yaml
 
 from leapbench import stats
 from leapbench.acceptance import in_order
-from leapbench.read import WORKLOAD, RecordError, Suite, load_suite
+from leapbench.read import TRAINING, RecordError, Suite, load_suite
 
 PERCENTILES = (70, 30)
 
@@ -56,7 +56,7 @@ def calibrate(suite: Suite, rows: pd.DataFrame) -> dict[str, Any]:
     """
     by_run = suite.runs.set_index("run_id").loc[rows["run_id"].unique()]
     if (
-        len(by_run[[*WORKLOAD, "steps", "interval"]].drop_duplicates()) > 1
+        len(by_run[[*TRAINING, "steps", "interval"]].drop_duplicates()) > 1
         or rows.duplicated(["protocol", "seed", "step"]).any()
     ):
         raise RecordError(

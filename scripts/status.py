@@ -18,24 +18,25 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from leapbench.names import Status
 from leapbench.slurm import SlurmError, queue
-from leapbench.status import STATUSES, State, Survey
+from leapbench.status import State, Survey
 
 COLOURS = {
-    "complete": "green", "running": "cyan", "pending": "blue", "partial": "yellow", "failed": "red",
-    "diverged": "magenta", "skipped": "dim",
+    Status.completed: "green", Status.running: "cyan", Status.pending: "blue", Status.partial: "yellow",
+    Status.failed: "red", Status.diverged: "magenta", Status.skipped: "dim",
 }  # fmt: skip
-SHOWN = ("failed", "partial", "running", "diverged")
+SHOWN = (Status.failed, Status.partial, Status.running, Status.diverged)
 
 
 def overview(looks: dict[str, dict[str, State]]) -> Table:
     """How many runs of each suite are in which state."""
     table = Table("suite", box=None, pad_edge=False)
-    for name in (*STATUSES, "runs"):
+    for name in (*COLOURS, "runs"):
         table.add_column(Text(name, COLOURS.get(name, "")), justify="right")
     for suite, states in looks.items():
         counts = Counter(state.status for state in states.values())
-        table.add_row(suite, *(str(counts[status] or "-") for status in STATUSES), str(len(states)))
+        table.add_row(suite, *(str(counts[status] or "-") for status in COLOURS), str(len(states)))
     return table
 
 
@@ -49,7 +50,7 @@ def details(looks: dict[str, dict[str, State]], limit: int) -> list[Text]:
         facts = [fact for fact in (state.progress(), state.reason) if fact]
         line = Text.assemble((f"{state.status:9}", COLOURS[state.status]), f"{state.folder}  {'; '.join(facts)}")
         lines.append(line)
-        if state.status in ("failed", "partial") and (last := state.last_line()):
+        if state.status in (Status.failed, Status.partial) and (last := state.last_line()):
             lines.append(Text(f"         {last}  ({state.log})", "dim"))
     if len(runs) > limit:
         lines.append(Text(f"and {len(runs) - limit} more; --limit {len(runs)} shows all"))
@@ -64,8 +65,8 @@ def page(surveys: dict[str, Survey], limit: int) -> Group:
         jobs, note = None, f"{error}; what waits in its queue is unknown"
     looks = {suite: survey.look(jobs) for suite, survey in surveys.items()}
     states = [state for look in looks.values() for state in look.values()]
-    if all(state.status == "complete" for state in states):
-        note = note or f"all {len(states)} complete"
+    if all(state.status == Status.completed for state in states):
+        note = note or f"all {len(states)} completed"
     return Group(overview(looks), "", *details(looks, limit), *([note] if note else []))
 
 

@@ -11,8 +11,8 @@ import yaml
 from leapbench import tuning
 from leapbench.config import PROJECT
 from leapbench.files import write_text
+from leapbench.names import EVALS, VERIFICATION, Status
 from leapbench.read import RecordError, Suite, load_suite
-from leapbench.record import EVALS
 from leapbench.tuning import Cell, Trial, TuningError
 
 HEADER = """\
@@ -58,19 +58,19 @@ def trials_of(suite: Suite) -> list[Trial]:
     Raises:
         RecordError: a run is not in mode=leap, has not ended, or has no last verification loss.
     """
-    open_runs = suite.runs[~suite.runs["status"].isin(["completed", "diverged"])]
+    open_runs = suite.runs[~suite.runs["status"].isin([Status.completed, Status.diverged])]
     if len(open_runs):
         named = ", ".join(f"{run.run_id} ({run.status})" for run in open_runs.itertuples())
         raise RecordError(f"{suite.folder}: tuning needs every run to its end; these have none: {named}")
     evals = suite.records[EVALS]
-    last = evals[evals["split"] == "verification"].groupby("run_id").last()
+    last = evals[evals["split"] == VERIFICATION].groupby("run_id").last()
     found = []
     for run in suite.runs.itertuples():
         science = suite.configs[run.run_id]
         if science["mode"] != "leap":
             raise RecordError(f"{suite.folder / run.run_id}: mode={science['mode']}; rates are tuned with mode=leap")
         loss = math.inf
-        if run.status == "completed":
+        if run.status == Status.completed:
             loss = float(last["loss_nats"].get(run.run_id, math.nan))
             if not math.isfinite(loss):
                 raise RecordError(f"{suite.folder / run.run_id / EVALS}: no last loss on the verification split")

@@ -31,7 +31,7 @@ import pandas as pd
 from helpers import untimed
 from leapbench import pinned
 from leapbench.config import PROJECT
-from leapbench.files import META, STREAMS, SUMMARY
+from leapbench.names import META, STREAMS, SUMMARY
 from leapbench.slurm import queue, submissions
 from leapbench.status import Survey
 from slurm_cluster import SlurmCluster, checkout, unavailable
@@ -137,7 +137,7 @@ class User:
             say(self.script("submit", SUITE, "--retry", "failed", "--", *LAUNCHER, f"results_dir={results}")[1])
             time.sleep(RESUBMIT_S)
             said = self.script("status", SUITE, "--results", str(results))[1]
-            if f"all {RUNS} complete" in said:
+            if f"all {RUNS} completed" in said:
                 say(said)
                 return
 

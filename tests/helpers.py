@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from leapbench import cli
 from leapbench.config import RunConfig
-from leapbench.record import STREAMS
+from leapbench.names import STREAMS
 from leapbench.resolve import resolve
 from leapbench.workload import Workload
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from leapbench.adopt import Adopter, forget
-from leapbench.choices import RULES
 from leapbench.history import Ring
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.persistence import Persistence
@@ -213,4 +212,3 @@ def test_settings_that_do_not_exist():
         Rule("stict")
     with pytest.raises(ValueError, match="moments=zero is unknown; use keep or"):
         adopter(training(), Linear(), "strict", moments="zero")
-    assert len(set(RULES)) == 5

@@ -10,8 +10,8 @@ import pytest
 
 from helpers import PROJECT, Lab, call, captured, records, rows, start, write_texts
 from leapbench.config import ConfigError
+from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
 from leapbench.read import RecordError, load_suite
-from leapbench.record import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
 from leapbench.run import run
 
 

@@ -228,6 +228,7 @@ def one_line(pattern, mistake):
         ("train.grad_clip", 0, r"train\.grad_clip=0\.0 must be a positive number"),
         ("landscape", {"enabled": True, "K": 5, "fractions": [0.5]}, "must be two or more"),
         ("landscape", {"enabled": True, "K": 5, "fractions": [0, 1]}, "numbers other than 0"),
+        ("dataset.workers", 0, r"dataset\.workers=0 must be 1 or more"),
         ("optimizer.name", "adam", r"optimizer\.name=adam is unknown; use adamw or sgd or sgd_momentum"),
         ("optimizer.lr", 0, r"optimizer\.lr=0\.0 must be a positive number"),
         ("optimizer.lr", float("nan"), r"optimizer\.lr=nan must be a positive number"),

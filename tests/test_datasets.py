@@ -23,8 +23,8 @@ import transformers
 import leapbench.datasets as datasets
 from leapbench.config import ConfigError, DatasetConfig
 from leapbench.datasets import hub, stdlib, text_files
-from leapbench.datasets.corpus import SPLITS
 from leapbench.datasets.tokenize import BYTE
+from leapbench.names import SPLITS
 
 WORDS = [
     "the",

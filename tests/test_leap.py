@@ -12,7 +12,7 @@ from helpers import ALWAYS_STABLE, DROPOUT, Lab, call, captured, flat, records, 
 from leapbench.clock import CHARGED
 from leapbench.config import ConfigError
 from leapbench.leap import Pace
-from leapbench.record import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
+from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
 from leapbench.resolve import resolve
 from leapbench.run import run
 

@@ -21,7 +21,7 @@ from helpers import (
     untimed,
     write_texts,
 )
-from leapbench.record import EVALS, LEAPS
+from leapbench.names import EVALS, LEAPS
 from leapbench.run import run
 from leapbench.workload import seed_of
 

@@ -22,9 +22,9 @@ from helpers import (
 )
 from leapbench import cascade
 from leapbench.config import ConfigError
+from leapbench.names import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
 from leapbench.predictors.quadratic import Quadratic
 from leapbench.propose import Proposer
-from leapbench.record import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
 from leapbench.run import run
 
 PROTOCOLS = ("exact", "paper", "code")

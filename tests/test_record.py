@@ -14,10 +14,11 @@ import torch
 import yaml
 
 from leapbench import files, lock, record
-from leapbench.config import ConfigError
+from leapbench.config import BusyError, ConfigError
 from leapbench.files import read_summary
 from leapbench.lock import OWNER
-from leapbench.record import CONFIG, EVALS, LOCK, META, PROPOSALS, STREAMS, SUMMARY, BusyError, RunFolder
+from leapbench.names import CONFIG, EVALS, LOCK, META, PROPOSALS, STREAMS, SUMMARY
+from leapbench.record import RunFolder
 
 CPU = torch.device("cpu")
 

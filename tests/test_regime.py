@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
-from leapbench.regime import CHAOTIC, STABLE, TRANSITION, UNKNOWN, RegimeDetector, classify, fingerprint, similarity
+from leapbench.names import Regime
+from leapbench.regime import RegimeDetector, classify, fingerprint, similarity
 
 # Two probes of three tokens, width two; the second probe's last token is padding.
 HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[1.0, 0.0], [3.0, 0.0], [0.0, 99.0]]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+UNKNOWN, CHAOTIC, TRANSITION, STABLE = Regime
 
 
 def test_pooling():

@@ -22,7 +22,8 @@ from helpers import (
     write_texts,
 )
 from leapbench.lock import OWNER
-from leapbench.record import CHECKPOINT, EVALS, LEAPS, LOCK, STREAMS, SUMMARY, RunFolder
+from leapbench.names import CHECKPOINT, EVALS, LEAPS, LOCK, STREAMS, SUMMARY
+from leapbench.record import RunFolder
 from leapbench.run import run
 
 PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)

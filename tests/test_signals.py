@@ -9,7 +9,7 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from helpers import DROPOUT, Lab, captured, records, write_texts
-from leapbench.record import CHECKPOINT, LOCK, SUMMARY
+from leapbench.names import CHECKPOINT, LOCK, SUMMARY
 from leapbench.run import run
 from leapbench.signals import Deferred, Terminated
 from leapbench.slurm import SlurmError

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from helpers import PROJECT, Lab, records, write_texts
-from leapbench.record import SUMMARY
+from leapbench.names import SUMMARY
 from leapbench.run import run
 from leapbench.slurm import submissions
 from slurm_cluster import SlurmCluster, checkout, commit, unavailable
@@ -215,9 +215,9 @@ def test_submitted_runs_execute_the_commit_and_are_submitted_once(site: Site) ->
     wait(lambda: script("status", "--results", str(suite.parent), "tiny")[1].count("partial ") == 2, "the dead one")
     subprocess.run(["git", "-C", str(project), "checkout", "-q", "."], check=True)
     status, out, err = script("submit", "tiny", "--", "hydra.launcher.mem_gb=1")
-    assert status == 0 and "tiny: 3 complete, 1 partial\n  submitted 1 runs as job" in out, out + err
-    wait(lambda: "all 4 complete" in script("status", "--results", str(suite.parent))[1], "all runs")
-    assert script("submit", "tiny")[1] == "tiny: 4 complete\n  nothing to submit\n"
+    assert status == 0 and "tiny: 3 completed, 1 partial\n  submitted 1 runs as job" in out, out + err
+    wait(lambda: "all 4 completed" in script("status", "--results", str(suite.parent))[1], "all runs")
+    assert script("submit", "tiny")[1] == "tiny: 4 completed\n  nothing to submit\n"
     for seed, folder in enumerate(folders):
         meta = json.loads((folder / "meta.json").read_text())
         assert (meta["git_commit"], meta["git_dirty"], len(meta["starts"])) == (name, False, 2 if seed == 0 else 1)

@@ -11,7 +11,8 @@ import pytest
 
 from fake_slurm import slurm  # noqa: F401
 from leapbench import lock
-from leapbench.files import CONFIG, EVALS, LOCK, SUMMARY, write_json
+from leapbench.files import write_json
+from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY
 from leapbench.slurm import SUBMITTED, Submission, queue
 from leapbench.status import Survey
 
@@ -70,7 +71,7 @@ def test_folders_alone_tell_most(suite):
     (suite / ".hidden").mkdir()
     look = Survey(suite).look(None)
     assert {name: state.status for name, state in look.items()} == {
-        "completed": "complete", "diverged": "diverged", "skipped": "skipped", "failed": "failed", "killed": "partial",
+        "completed": "completed", "diverged": "diverged", "skipped": "skipped", "failed": "failed", "killed": "partial",
         "alive": "running", "dead": "partial", "empty": "partial",
     }  # fmt: skip
     assert look["alive"].progress() == "step 200 of 2000"
@@ -87,7 +88,7 @@ def test_the_queue_tells_what_waits_and_what_died(suite):
     jobs = {"17_0": "PENDING", "17_1": "RUNNING", "17_3": "PENDING", "17_5": "PENDING", "99": "RUNNING"}
     look = Survey(suite).look(jobs)
     assert {name: state.status for name, state in look.items()} == {
-        "waits": "pending", "starts": "running", "lost": "failed", "requeued": "pending", "done": "complete",
+        "waits": "pending", "starts": "running", "lost": "failed", "requeued": "pending", "done": "completed",
         "again": "pending", "dead": "partial",
     }  # fmt: skip
     assert look["lost"].reason == "job 17_2 ended before the run began"
@@ -113,7 +114,7 @@ def test_a_run_that_ended_well_is_read_once(suite, monkeypatch):
     survey.look(None)
     (suite / "a" / SUMMARY).write_text("not read again")
     (failed / SUMMARY).unlink()
-    assert {name: state.status for name, state in survey.look(None).items()} == {"a": "complete", "b": "partial"}
+    assert {name: state.status for name, state in survey.look(None).items()} == {"a": "completed", "b": "partial"}
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -126,14 +127,14 @@ def test_the_page(suite, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
     ended(suite, "0a", "completed")
     status, out, _ = call(monkeypatch, capsys, "--results", suite.parent)
-    assert status == 0 and out.splitlines()[-1] == "all 1 complete"
+    assert status == 0 and out.splitlines()[-1] == "all 1 completed"
     submitted(suite, b="MemoryError: 3 GiB")
     ended(suite, "b", "failed", "RuntimeError: out of memory")
     begun(suite, "c")
     _, out, _ = call(monkeypatch, capsys, "--results", suite.parent, "suite")
     head, counts, _, *lines = out.splitlines()
     assert dict(zip(head.split(), counts.split(), strict=True)) == {
-        "suite": "suite", "complete": "1", "running": "-", "pending": "-", "partial": "1", "failed": "1",
+        "suite": "suite", "completed": "1", "running": "-", "pending": "-", "partial": "1", "failed": "1",
         "diverged": "-", "skipped": "-", "runs": "3",
     }  # fmt: skip
     assert lines[0].split(maxsplit=2) == ["failed", str(suite / "b"), "step 200 of 2000; RuntimeError: out of memory"]

@@ -13,8 +13,9 @@ from fake_slurm import slurm  # noqa: F401
 from helpers import Lab, composed, write_texts
 from leapbench import pinned, submit
 from leapbench.config import ConfigError
-from leapbench.files import LOCK, SUMMARY, write_json
+from leapbench.files import write_json
 from leapbench.lock import Lock
+from leapbench.names import LOCK, SUMMARY
 from leapbench.progress import PlannedRun
 from leapbench.slurm import SUBMITTED, Site, SlurmError, submissions
 
@@ -51,7 +52,7 @@ def test_an_array_of_what_is_missing(suite, site, slurm):  # noqa: F811
     end(runs[2], "failed")
     end(runs[3], "diverged")
     (array,), counts = submit.submit(suite, runs, False, site)
-    assert counts == {"missing": 2, "complete": 1, "failed": 1, "diverged": 1}
+    assert counts == {"missing": 2, "completed": 1, "failed": 1, "diverged": 1}
     assert array.runs == {"17_0": "a", "17_1": "e"}
     assert slurm.jobs() == ["17_0", "17_1"]
     assert submissions(suite) == [array]
@@ -65,7 +66,7 @@ def test_an_array_of_what_is_missing(suite, site, slurm):  # noqa: F811
     runs[4].folder.mkdir()
     (third,), counts = submit.submit(suite, runs, False, site)
     assert third.runs == {"19": "a"}
-    assert counts == {"failed": 2, "complete": 1, "diverged": 1, "running": 1}
+    assert counts == {"failed": 2, "completed": 1, "diverged": 1, "running": 1}
     slurm.queue()
     assert set(submit.submit(suite, runs, False, site)[0][0].runs.values()) == {"a", "e"}
 
@@ -159,7 +160,7 @@ def test_the_script_submits_jobs_that_run_the_copy(lab, site, slurm, tmp_path, m
     assert json.loads((runs[1].folder / SUMMARY).read_text())["status"] == "completed"
     slurm.queue(j17_0="PENDING")
     status, out, err = main()
-    assert (status, out, err) == (0, "default: 1 complete, 1 pending\n  nothing to submit\n", "")
+    assert (status, out, err) == (0, "default: 1 completed, 1 pending\n  nothing to submit\n", "")
     assert slurm.jobs() == ["17_0"]
 
 

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
 from leapbench.config import ConfigError
-from leapbench.files import SUMMARY, write_json
+from leapbench.files import write_json
+from leapbench.names import SUMMARY
 from leapbench.progress import PlannedRun
 from leapbench.resolve import resolve
 

@@ -261,7 +261,6 @@ def test_the_hash_follows_the_content(tmp_path):
         ({"image": {"classes": 5}}, "labels from 0 to 9, but dataset.image.classes=5 allows 0 to 4"),
         ({"image": {"held_out": 50}}, "held_out=50 does not fit: train has 50 images"),
         ({"source": "stdlib"}, "dataset.source=stdlib has no images; use digits or hub"),
-        ({"workers": 0}, "dataset.workers=0 must be 1 or more"),
         ({"subset": "fancy"}, "has no folder fancy"),
         ({"image": {"loading": "streamed", "augment": {"rotate": 3}}}, "'rotate' is no key of .*loading=streamed"),
     ],

@@ -7,7 +7,7 @@ import torch
 
 from helpers import captured, composed, flat, records, rows
 from leapbench.models import image_classifier
-from leapbench.record import LEAPS
+from leapbench.names import LEAPS
 from leapbench.resolve import resolve
 from leapbench.run import run
 from leapbench.workload import Workload

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from leapbench import verify
-from leapbench.read import EVALS, WORKLOAD, RecordError, Suite
+from leapbench.names import CONTROLS, EVALS, VERIFICATION, Regime, Status
+from leapbench.read import TRAINING, RecordError, Suite
 
-RULES = ("strict", "adaptive", "proximity")
-CONTROLS = ("average", "persistence")
-REGIMES = ("transition", "stable", "chaotic", "all")
-CELL = [*WORKLOAD, "protocol", "predictor", "K"]
+ALL = "all"  # checkpoints of every regime
+REGIMES = (Regime.transition, Regime.stable, Regime.chaotic, ALL)
+CELL = [*TRAINING, "protocol", "predictor", "K"]
 PROTOCOLS = ("exact", "paper", "code")
 FIRST_PREDICTORS = ("linear", "quadratic", "momentum", "momentum_decay", "trend")
 
@@ -46,11 +46,11 @@ def expected(suite: Suite) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for name, science in suite.configs.items():
         run = runs.loc[name]
-        fixed = {key: run[key] for key in [*WORKLOAD, "seed"]}
+        fixed = {key: run[key] for key in [*TRAINING, "seed"]}
         for predictor, spec in (science.get("predictors") or {}).items():
             if spec is None:
                 continue
-            status = "skipped" if predictor in run["skipped"] else run["status"]
+            status = Status.skipped if predictor in run["skipped"] else run["status"]
             rows += [
                 {**fixed, "protocol": protocol, "predictor": predictor, "K": K, "status": status}
                 for protocol in science["protocols"]
@@ -60,7 +60,7 @@ def expected(suite: Suite) -> pd.DataFrame:
         empty = pd.DataFrame(columns=[*CELL, "seed", "status"], dtype=str)
         return empty.astype({"lr": float, "K": "int64", "seed": "Int64"})
     table = pd.DataFrame(rows)
-    table["missing"] = table["status"] != "completed"
+    table["missing"] = table["status"] != Status.completed
     key = [*CELL, "seed"]
     return table.sort_values([*key, "missing"]).drop_duplicates(key).drop(columns="missing").reset_index(drop=True)
 
@@ -70,7 +70,7 @@ def rates(scored: pd.DataFrame, rule: str) -> pd.DataFrame:
 
     Args:
         scored: of :func:`score`.
-        rule: one of RULES.
+        rule: one of JUDGED.
 
     Returns:
         one row per workload, protocol, predictor, K, regime (`all` counts every proposal) and seed with a proposal;
@@ -147,7 +147,7 @@ def _rules(suite: Suite, scored: pd.DataFrame) -> pd.DataFrame:
 def _sigmas(suite: Suite, rules: pd.DataFrame) -> pd.DataFrame:
     """run_id, step, sigma_over -> sigma_nats, from the run's verification losses."""
     evals = suite.records[EVALS]
-    losses = evals[evals["split"] == "verification"].drop_duplicates(["run_id", "step"]).sort_values(["run_id", "step"])
+    losses = evals[evals["split"] == VERIFICATION].drop_duplicates(["run_id", "step"]).sort_values(["run_id", "step"])
     by_run = dict(iter(losses.groupby("run_id")[["step", "loss_nats"]]))
     parts = []
     for run_id, over in rules[["run_id", "sigma_over"]].drop_duplicates().itertuples(index=False):

@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from leapbench.choices import MOMENTS
 from leapbench.clock import Clock
 from leapbench.history import History, Ring
+from leapbench.names import MomentsAfterLeap, choice
 from leapbench.predictors.base import Predictor
 from leapbench.propose import rescaled
 from leapbench.verify import LossFn, Rule, candidate_loss
@@ -90,11 +90,9 @@ class Adopter:
         after: Callable[[], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if moments not in MOMENTS:
-            raise ValueError(f"moments={moments} is unknown; use {' or '.join(MOMENTS)}")
         self.model, self.weights, self.optimizer, self.ring = model, weights, optimizer, ring
         self.name, self.predictor, self.rule, self.loss_fn = name, predictor, rule, loss_fn
-        self.moments, self.clear, self.after = moments, clear, after
+        self.moments, self.clear, self.after = choice(MomentsAfterLeap, moments, "moments"), clear, after
         self.clock = clock or Clock(weights.vector.device)
         self._scratch = torch.empty_like(weights.vector, dtype=torch.float32, device=ring.device)
 
@@ -166,8 +164,8 @@ class Adopter:
     @torch.no_grad()
     def _adopt(self, candidate: Tensor, first: bool) -> None:
         self.weights.vector.copy_(candidate)
-        if first and self.moments != "keep":
-            forget(self.optimizer, steps_too=self.moments == "reset")
+        if first and self.moments != MomentsAfterLeap.keep:
+            forget(self.optimizer, steps_too=self.moments == MomentsAfterLeap.reset)
         if self.after is not None:
             self.after()
 

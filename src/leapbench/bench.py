@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from leapbench import models
 from leapbench.bench_usual import StateDictWay
-from leapbench.config import PROJECT, ModelConfig
+from leapbench.config import PROJECT, Init, ModelConfig
 from leapbench.history import Adam, History, Ring
 from leapbench.predictors.base import Predictor, coefficients_of
 from leapbench.propose import rescaled
@@ -100,7 +100,9 @@ def gpt2_like(parameters: int) -> nn.Module:
     width = next((w for w in (768, 512, 384, 256, 128, 64) if 55 * w * w <= parameters), 32)
     layers = max(1, round((parameters - (vocabulary + positions) * width) / (12 * width * width + 13 * width)))
     config = {"n_embd": width, "n_layer": layers, "n_head": width // 32, "n_positions": positions}
-    return models.build(ModelConfig("gpt2_like", "gpt2", config=config), vocabulary, positions, seed=0, init="scratch")
+    return models.build(
+        ModelConfig("gpt2_like", "gpt2", config=config), vocabulary, positions, seed=0, init=Init.scratch
+    )
 
 
 def variants() -> dict[tuple[str, str], Predictor]:

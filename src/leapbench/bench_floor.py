@@ -17,6 +17,7 @@ import torch
 from leapbench.bench import Timing, fastest, interleaved
 from leapbench.config import RunConfig
 from leapbench.loop import build_optimizer
+from leapbench.names import VALIDATION
 from leapbench.run import pick_device, run
 from leapbench.schedule import lr_at
 from leapbench.workload import Workload
@@ -123,7 +124,7 @@ def train(config: RunConfig, device: torch.device) -> None:
 
 def repeated(workload: Workload, passes: dict[str, int]) -> None:
     """Make each kind of forward pass as many times as said, on the live weights."""
-    given = {"probe_states": (), "score": (workload.model, "validation"), "verification_loss": (workload.model,)}
+    given = {"probe_states": (), "score": (workload.model, VALIDATION), "verification_loss": (workload.model,)}
     for name, times in passes.items():
         arguments = given[name]
         for _ in range(times):

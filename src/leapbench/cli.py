@@ -30,11 +30,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from leapbench.config import PROJECT, BusyError, ConfigError, RunConfig
+from leapbench.names import FAILURES, Status
 from leapbench.resolve import resolve
 from leapbench.signals import Terminated, terminate
 
-STATUSES = ("completed", "skipped", "diverged", "failed")
-FAILURES = ("diverged", "failed")
+ENDS = (Status.completed, Status.skipped, Status.diverged, Status.failed)
 CONTINUE = "the same command continues where it stopped"
 STORAGE = {
     errno.ENOSPC: "no space left",
@@ -77,7 +77,7 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
         if known is None:
             traceback.print_exc()
         reason = known[0] if known else f"{type(error).__name__}: {error}"
-        status = "skipped" if isinstance(error, BusyError) else "failed"
+        status = Status.skipped if isinstance(error, BusyError) else Status.failed
         result = {"status": status, "run_id": config.run_id if config else "", "folder": "", "reason": reason}
     report(result)
     if alone and result["status"] in FAILURES:
@@ -101,11 +101,11 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
     Raises:
         SweepError: with that line, if any run failed or diverged.
     """
-    ends: dict[str, list[str]] = {status: [] for status in STATUSES}
+    ends: dict[str, list[str]] = {status: [] for status in ENDS}
     for result in results:
         ends[result["status"]].append(result["run_id"] or "?")
     parts = [
-        f"{len(ids)} {status}" + (f" ({' '.join(ids)})" if ids and status != "completed" else "")
+        f"{len(ids)} {status}" + (f" ({' '.join(ids)})" if ids and status != Status.completed else "")
         for status, ids in ends.items()
     ]
     line = "sweep: " + ", ".join(parts)

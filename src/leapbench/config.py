@@ -1,14 +1,20 @@
-"""Typed configuration: one dataclass per group, and the identity of a run. `resolve.py` fills and checks them."""
+"""Typed configuration: one dataclass per group with its choices and bounds, and the identity of a run.
+
+`resolve.py` fills it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum, auto
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+
+from leapbench.names import Gate, HistoryAfterLeap, Mode, MomentsAfterLeap, RuleName
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -21,13 +27,145 @@ class BusyError(ConfigError):
     """Another process is running this run id."""
 
 
+class Init(StrEnum):
+    """Where the first weights come from."""
+
+    scratch = auto()
+    pretrained = auto()
+
+
+class Source(StrEnum):
+    """Who provides a data set."""
+
+    stdlib = auto()
+    hub = auto()
+    text_files = auto()
+    digits = auto()
+
+
+class SequenceLayout(StrEnum):
+    """packed: documents joined and cut. padded: one document, one sequence."""
+
+    packed = auto()
+    padded = auto()
+
+
+class Loading(StrEnum):
+    """Images in memory as a whole, or decoded as they are drawn."""
+
+    resident = auto()
+    streamed = auto()
+
+
+class LrFrom(StrEnum):
+    """Where a learning rate comes from."""
+
+    given = auto()
+    tuned = auto()
+    published = auto()
+
+
+class OptimizerName(StrEnum):
+    """Update rules."""
+
+    adamw = auto()
+    sgd = auto()
+    sgd_momentum = auto()
+
+
+class ScheduleName(StrEnum):
+    """Shapes of the learning rate over positions; `schedule.py` has the equations."""
+
+    constant = auto()
+    cosine = auto()
+    cosine_two_stage = auto()
+    wsd = auto()
+
+
+class Storage(StrEnum):
+    """How a snapshot is stored."""
+
+    float32 = auto()
+    float16 = auto()
+    bfloat16 = auto()
+
+
+class Precision(StrEnum):
+    """Of the training step; the weights stay float32."""
+
+    float32 = auto()
+    bfloat16 = auto()
+
+
+class Pooling(StrEnum):
+    """How hidden states become a fingerprint."""
+
+    masked_mean = auto()
+    mean = auto()
+    tokens = auto()
+
+
+class Cosine(StrEnum):
+    """Of the fingerprint as one vector, or the mean over probes."""
+
+    concatenated = auto()
+    per_probe = auto()
+
+
+class CascadeForm(StrEnum):
+    """The paper's chains of predictions, or the code's predictions with training in between."""
+
+    chain = auto()
+    train = auto()
+
+
+class Thresholds(StrEnum):
+    """Where the regimes' thresholds come from."""
+
+    published = auto()
+    calibrated = auto()
+
+
+class BuffersAfterLeap(StrEnum):
+    """BatchNorm's running statistics after an adoption."""
+
+    keep = auto()
+    recompute = auto()
+
+
+class PaceName(StrEnum):
+    """Whether K and the distance between proposals change along the run."""
+
+    none = auto()
+    pdt = auto()
+
+
+class LoggerName(StrEnum):
+    """Where metrics are shown."""
+
+    none = auto()
+    wandb = auto()
+
+
+class WandbMode(StrEnum):
+    """Sent as they come, or kept for `wandb sync`."""
+
+    online = auto()
+    offline = auto()
+
+
+def bounded(default: Any = MISSING, *, least: float | None = None) -> Any:
+    """A field whose value, unless it is None, is finite and at least `least`; without it, positive."""
+    return field(default=default, metadata={"bounded": True, "least": least})
+
+
 @dataclass
 class ModelConfig:
     """A network by its transformers config class, or fcn or alexnet; `config` holds the arguments of that class."""
 
     name: str = MISSING
     model_type: str = MISSING
-    init: str | None = None
+    init: Init | None = None
     pretrained: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -36,18 +174,18 @@ class ModelConfig:
 class ImageConfig:
     """Labelled images: what the network sees, what is held out, and the transforms. Sizes in pixels per side."""
 
-    loading: str = MISSING
-    size: int = MISSING
+    loading: Loading = MISSING
+    size: int = bounded(least=1)
     resize: int | None = None
-    channels: int = MISSING
-    classes: int = MISSING
-    held_out: int = MISSING
+    channels: int = bounded(least=1)
+    classes: int = bounded(least=1)
+    held_out: int = bounded(least=1)
     image_column: str = "image"
     label_column: str = "label"
     mean: list[float] = MISSING
     std: list[float] = MISSING
     augment: dict[str, float] = field(default_factory=dict)
-    repeats: int = 1
+    repeats: int = bounded(1, least=1)
 
     @property
     def image_bytes(self) -> int:
@@ -60,18 +198,18 @@ class DatasetConfig:
     """A text and how it becomes sequences of tokens, or where `image` is given, labelled images."""
 
     name: str = MISSING
-    source: str = MISSING
+    source: Source = MISSING
     path: str | None = None
     subset: str | None = None
     revision: str | None = None
     examples: int | None = None
-    workers: int = 1
+    workers: int = bounded(1, least=1)
     text_column: str = "text"
     tokenizer: str = "byte"
     vocab_size: int | None = None
-    layout: str = "packed"
-    tokens: int | None = None
-    min_characters: int = 0
+    layout: SequenceLayout = SequenceLayout.packed
+    tokens: int | None = bounded(None, least=2)  # a target is the token after another
+    min_characters: int = bounded(0, least=0)
     hold_out_last: int | None = None
     image: ImageConfig | None = None
 
@@ -80,42 +218,42 @@ class DatasetConfig:
 class OptimizerConfig:
     """An optimizer by name with its hyper-parameters; keys that it does not have stay None."""
 
-    name: str = MISSING
+    name: OptimizerName = MISSING
     lr: Any = MISSING
-    lr_from: str = "given"
-    weight_decay: float = 0.0
+    lr_from: LrFrom = LrFrom.given
+    weight_decay: float = bounded(0.0, least=0)
     betas: tuple[float, float] | None = None
-    eps: float | None = None
-    momentum: float | None = None
+    eps: float | None = bounded(None, least=0)
+    momentum: float | None = bounded(None, least=0)
 
 
 @dataclass
 class ScheduleConfig:
     """The learning rate over positions: warm-up and restart in steps, the rest as shares of the peak or the run."""
 
-    name: str = MISSING
-    warmup: int = 0
-    warmup_from: float = 0.0
-    floor: float = 0.0
-    decay: float = 0.0
-    restart_at: int | None = None
-    restart: float | None = None
+    name: ScheduleName = MISSING
+    warmup: int = bounded(0, least=0)
+    warmup_from: float = bounded(0.0, least=0)
+    floor: float = bounded(0.0, least=0)
+    decay: float = bounded(0.0, least=0)
+    restart_at: int | None = bounded(None, least=1)
+    restart: float | None = bounded(None, least=0)
 
 
 @dataclass
 class HistoryConfig:
     """Storage dtypes of snapshots."""
 
-    weights: str = "float32"
-    moments: str = "float32"
+    weights: Storage = Storage.float32
+    moments: Storage = Storage.float32
 
 
 @dataclass
 class FingerprintConfig:
     """How hidden states (probes, tokens, width) become one similarity."""
 
-    pooling: str = "masked_mean"
-    cosine: str = "concatenated"
+    pooling: Pooling = Pooling.masked_mean
+    cosine: Cosine = Cosine.concatenated
 
 
 @dataclass
@@ -128,22 +266,22 @@ class ProtocolConfig:
     inclusive: bool = False
     rules: dict[str, Any] = field(default_factory=dict)
     pad_in_loss: bool = False
-    cascade: str = "chain"
-    init: str = "scratch"
+    cascade: CascadeForm = CascadeForm.chain
+    init: Init = Init.scratch
 
 
 @dataclass
 class RegimeConfig:
     """Thresholds of the similarity, per protocol: {name: {tau_high: [per seed], tau_low: [per seed]}}."""
 
-    thresholds: str = MISSING
+    thresholds: Thresholds = MISSING
     source: Any = None
     file: str | None = None
     tau_high: list[float] | None = None
     tau_low: list[float] | None = None
-    confirm: int = 2
-    probes: int = 100
-    probe_tokens: int = 128
+    confirm: int = bounded(2, least=1)
+    probes: int = bounded(100, least=1)
+    probe_tokens: int = bounded(128, least=2)
     by_protocol: dict[str, Any] = field(default_factory=dict)
 
 
@@ -151,11 +289,11 @@ class RegimeConfig:
 class TrainConfig:
     """The training itself."""
 
-    steps: int = MISSING
-    interval: int = MISSING
-    batch_size: int = MISSING
-    grad_clip: float | None = 1.0
-    precision: str = "float32"
+    steps: int = bounded(least=1)
+    interval: int = bounded(least=1)
+    batch_size: int = bounded(least=1)
+    grad_clip: float | None = bounded(1.0)
+    precision: Precision = Precision.float32
     compile: bool = False
 
 
@@ -163,17 +301,17 @@ class TrainConfig:
 class LeapConfig:
     """mode=leap: when to propose, what to accept, and what becomes of the rest of the state."""
 
-    gate: str = "any"
-    rule: str = "strict"
-    burn_in: int = 0
-    every: int = 1
-    cooldown: int = 0
+    gate: Gate = Gate.any
+    rule: RuleName = RuleName.strict
+    burn_in: int = bounded(0, least=0)
+    every: int = bounded(1, least=1)
+    cooldown: int = bounded(0, least=0)
     advance: bool = True
-    moments: str = "keep"
-    history: str = "clear"
-    buffers: str = "keep"
-    cascade: int = 1
-    scheduler: str = "none"
+    moments: MomentsAfterLeap = MomentsAfterLeap.keep
+    history: HistoryAfterLeap = HistoryAfterLeap.clear
+    buffers: BuffersAfterLeap = BuffersAfterLeap.keep
+    cascade: int = bounded(1, least=1)
+    scheduler: PaceName = PaceName.none
     follow: list[int] = field(default_factory=list)
 
 
@@ -181,8 +319,8 @@ class LeapConfig:
 class VerifyConfig:
     """The held-out examples (sequences or images) candidates are scored on."""
 
-    sequences: int = MISSING
-    batch_size: int = MISSING
+    sequences: int = bounded(least=1)
+    batch_size: int = bounded(least=1)
     resample: bool = True
 
 
@@ -190,9 +328,9 @@ class VerifyConfig:
 class EvalConfig:
     """Validation: only the scorer looks."""
 
-    every: int = MISSING
-    sequences: int = MISSING
-    batch_size: int = MISSING
+    every: int = bounded(least=1)
+    sequences: int = bounded(least=1)
+    batch_size: int = bounded(least=1)
 
 
 @dataclass
@@ -208,7 +346,7 @@ class LandscapeConfig:
     """Loss along the prediction direction."""
 
     enabled: bool = False
-    K: int = 50
+    K: int = bounded(50, least=1)
     fractions: list[float] = field(default_factory=list)
 
 
@@ -216,15 +354,15 @@ class LandscapeConfig:
 class CheckpointConfig:
     """When to write a rolling checkpoint."""
 
-    every_s: float | None = 60.0
-    every_steps: int | None = None
+    every_s: float | None = bounded(60.0, least=0)
+    every_steps: int | None = bounded(None, least=1)
 
 
 @dataclass
 class WandbConfig:
     """Where W&B records go."""
 
-    mode: str = "online"
+    mode: WandbMode = WandbMode.online
     project: str = "leapbench"
     entity: str | None = None
     dir: str = "results/raw/wandb"
@@ -248,7 +386,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     predictors: dict[str, Any] = field(default_factory=dict)
     protocols: dict[str, ProtocolConfig] = field(default_factory=dict)
-    mode: str = "observe"
+    mode: Mode = Mode.observe
     K: Any = MISSING
     seed: Any = MISSING
     suite: str = "default"
@@ -256,10 +394,10 @@ class RunConfig:
     cache_dir: str | None = None
     device: str = "auto"
     history_device: str | None = None
-    threads: int = 1
+    threads: int = bounded(1, least=1)
     progress: bool = True
     allow_dirty: bool = False
-    logger: str = "none"
+    logger: LoggerName = LoggerName.none
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     @property
@@ -273,8 +411,8 @@ class RunConfig:
         return Path(self.cache_dir).expanduser() if self.cache_dir else Path.home() / ".cache" / "leapbench"
 
     @property
-    def init(self) -> str:
-        """`scratch` or `pretrained`."""
+    def init(self) -> Init:
+        """Where the first weights come from."""
         return self.model.init or self.protocol.init
 
     @property
@@ -285,12 +423,12 @@ class RunConfig:
     @property
     def pad_in_loss(self) -> bool:
         """Whether padded positions are targets."""
-        return self.dataset.layout == "padded" and self.protocol.pad_in_loss
+        return self.dataset.layout == SequenceLayout.padded and self.protocol.pad_in_loss
 
     @property
     def idle_keys(self) -> tuple[str, ...]:
         """Keys that a run of this mode never reads, so that they do not make another run of it."""
-        if self.mode == "observe":
+        if self.mode == Mode.observe:
             return ("leap", "verify.resample")
         if not self.predictors:
             return ("leap", "verify.resample", "cascade", "landscape", "regime", "K")
@@ -299,11 +437,11 @@ class RunConfig:
     @property
     def gated(self) -> bool:
         """Whether regimes are needed: everywhere in mode=observe, in mode=leap only behind a gate."""
-        return self.mode == "observe" or (bool(self.predictors) and self.leap.gate != "any")
+        return self.mode == Mode.observe or (bool(self.predictors) and self.leap.gate != Gate.any)
 
     def science(self) -> dict[str, Any]:
         """Everything that changes the numbers, as plain data."""
-        everything = asdict(self)
+        everything = plain(self)
         for key in (*MACHINE_KEYS, *self.idle_keys):
             group, _, leaf = key.partition(".")
             everything.get(group, {}).pop(leaf, None) if leaf else everything.pop(group, None)
@@ -311,7 +449,7 @@ class RunConfig:
 
     def machine(self) -> dict[str, Any]:
         """Where and how the run is carried out, as plain data."""
-        everything = asdict(self)
+        everything = plain(self)
         return {key: dig(everything, key) for key in MACHINE_KEYS}
 
     def training(self) -> dict[str, Any]:
@@ -341,6 +479,11 @@ MACHINE_KEYS = (
     "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "allow_dirty",
     "checkpoint", "logger", "wandb", "regime.file", "dataset.workers",
 )  # fmt: skip
+
+
+def plain(config: Any) -> Any:
+    """A dataclass as what JSON knows: dictionaries, lists, texts, numbers."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def digest(data: Any) -> str:

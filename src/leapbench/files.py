@@ -1,4 +1,4 @@
-"""The names of a run's files, and files that are never half written. Imports nothing heavy: dry runs use it."""
+"""Files that are never half written. Imports nothing heavy: dry runs use it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
-EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
-CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
-STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
-CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
+from leapbench.names import SUMMARY
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

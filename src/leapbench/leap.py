@@ -10,10 +10,10 @@ import torch
 
 from leapbench.adopt import Adopter, Leap
 from leapbench.clock import Clock
-from leapbench.config import RunConfig
+from leapbench.config import BuffersAfterLeap, PaceName, RunConfig
+from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, HistoryAfterLeap, Regime
 from leapbench.observe import build_detector, build_predictors, build_ring, unusable
-from leapbench.record import LEAPS, REGIMES, RunFolder
-from leapbench.regime import CHAOTIC, STABLE, UNKNOWN
+from leapbench.record import RunFolder
 from leapbench.verify import Rule
 from leapbench.weights import FlatMoments, FlatWeights
 from leapbench.workload import Workload
@@ -28,8 +28,7 @@ class Leaper:
         skipped: predictors left out, with the reason.
     """
 
-    scored = ("validation", "verification")
-    awaited: tuple[int, ...] = ()
+    scored = (VALIDATION, VERIFICATION)
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class Leaper:
         self.optimizer = optimizer
         self.moments: FlatMoments | None = None
         self.followed: set[int] = set()
-        self.regime, self.confirmed = UNKNOWN, False
+        self.regime, self.confirmed = Regime.unknown, False
         self.proposals = self.adoptions = self.taken = 0
         self.last_proposed = self.last_adopted = -math.inf
         self.adopter: Adopter | None = None
@@ -58,7 +57,8 @@ class Leaper:
             self.adopter = Adopter(
                 workload.model, weights, optimizer, build_ring(config, weights, {name: predictor}, kind, lr_at, 0),
                 name, predictor, rule, workload.drawn_loss if config.verify.resample else workload.verification_loss,
-                config.leap.moments, clear=config.leap.history == "clear", after=self._after_adoption, clock=clock,
+                config.leap.moments, clear=config.leap.history == HistoryAfterLeap.clear, after=self._after_adoption,
+                clock=clock,
             )  # fmt: skip
         gated = config.gated and self.adopter is not None
         self.detector = build_detector(config, next(iter(config.protocols))) if gated else None
@@ -96,7 +96,7 @@ class Leaper:
             mean_loss: mean training loss of the last interval, nats.
         """
         leap = self.config.leap
-        if leap.scheduler == "pdt":
+        if leap.scheduler == PaceName.pdt:
             self.pace.slow_down(mean_loss)
         K = self.pace.K
         if self.adopter is None or not self._due(step) or position + leap.advance * K > self.config.train.steps:
@@ -148,10 +148,10 @@ class Leaper:
     def _due(self, step: int) -> bool:
         leap, interval = self.config.leap, self.config.train.interval
         open_gate = {
-            "any": True,
-            "not_chaotic": self.regime not in (CHAOTIC, UNKNOWN),
-            "stable": self.regime == STABLE,
-            "confirmed": self.confirmed,
+            Gate.any: True,
+            Gate.not_chaotic: self.regime not in (Regime.chaotic, Regime.unknown),
+            Gate.stable: self.regime == Regime.stable,
+            Gate.confirmed: self.confirmed,
         }[leap.gate]
         rested = step - self.last_adopted > leap.cooldown * interval
         return (
@@ -162,7 +162,7 @@ class Leaper:
         )
 
     def _after_adoption(self) -> None:
-        if self.config.leap.buffers == "recompute":
+        if self.config.leap.buffers == BuffersAfterLeap.recompute:
             self.workload.recompute_buffers()
 
     def _row(self, leap: Leap) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from leapbench.config import ConfigError
+from leapbench.config import ConfigError, LoggerName, WandbMode
+from leapbench.names import FAILURES
 
 if TYPE_CHECKING:
     from leapbench.config import RunConfig, WandbConfig
@@ -54,9 +55,7 @@ class WandbLogger:
     def __init__(self, config: WandbConfig, run_id: str, science: dict[str, Any]) -> None:
         import wandb
 
-        if config.mode not in ("online", "offline"):
-            raise ConfigError(f"wandb.mode={config.mode} is unknown; use online or offline")
-        if config.mode == "online" and not _has_key():
+        if config.mode == WandbMode.online and not _has_key():
             raise ConfigError(f"wandb.mode=online needs an API key (`wandb login`, or WANDB_API_KEY); or {OFFLINE}")
         # W&B falls back to a temporary folder when this one does not exist.
         Path(config.dir).mkdir(parents=True, exist_ok=True)
@@ -90,7 +89,7 @@ class WandbLogger:
     def finish(self, summary: dict[str, Any]) -> None:
         """Send the summary and close; a failed or diverged run is marked so."""
         self._run.summary.update(summary)
-        self._run.finish(exit_code=int(summary.get("status") in ("failed", "diverged")))
+        self._run.finish(exit_code=int(summary["status"] in FAILURES))
 
 
 def build(config: RunConfig, run_id: str, science: dict[str, Any]) -> Logger:
@@ -101,11 +100,9 @@ def build(config: RunConfig, run_id: str, science: dict[str, Any]) -> Logger:
         run_id: becomes the W&B run's id.
         science: the resolved science config, shown as the W&B run's config.
     """
-    if config.logger == "none":
+    if config.logger == LoggerName.none:
         return NoLogger()
-    if config.logger == "wandb":
-        return WandbLogger(config.wandb, run_id, science)
-    raise ConfigError(f"logger={config.logger} is unknown; use none or wandb")
+    return WandbLogger(config.wandb, run_id, science)
 
 
 def _has_key() -> bool:

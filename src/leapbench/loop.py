@@ -16,8 +16,9 @@ from leapbench.clock import Clock
 from leapbench.config import OptimizerConfig, RunConfig
 from leapbench.leap import Leaper
 from leapbench.logger import Logger
+from leapbench.names import EVALS, TRAIN, VALIDATION, VERIFICATION, Status
 from leapbench.observe import Observer
-from leapbench.record import EVALS, RunFolder, finite
+from leapbench.record import RunFolder, finite
 from leapbench.schedule import lr_at
 from leapbench.signals import Deferred
 from leapbench.weights import FlatWeights
@@ -94,10 +95,10 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
             if not math.isfinite(mean_loss) or not math.isfinite(loss_now or 0.0):
                 bar.close()
                 reason = f"the loss became {mean_loss} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-                return summary("diverged", reason, step, position, losses, best, clock, mode)
-            evaluated("train", Score(mean_loss, None))
+                return summary(Status.diverged, reason, step, position, losses, best, clock, mode)
+            evaluated(TRAIN, Score(mean_loss, None))
             if loss_now is not None:
-                evaluated("verification", Score(loss_now, None))
+                evaluated(VERIFICATION, Score(loss_now, None))
 
             # ---- snapshot ------------------------------------------------------------------------------------------
             clock.enter("snapshot")
@@ -119,8 +120,8 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
             clock.enter("eval")
             for split in mode.scored:
                 evaluated(split, workload.score(model, split))
-            if losses["validation"] < best.get("validation_loss_nats", math.inf):
-                best = {"validation_loss_nats": losses["validation"], "step": step, "position": position}
+            if losses[VALIDATION] < best.get("validation_loss_nats", math.inf):
+                best = {"validation_loss_nats": losses[VALIDATION], "step": step, "position": position}
             bar.set_postfix(loss=f"{losses['validation']:.3f}", refresh=False)
 
         # ---- checkpoint --------------------------------------------------------------------------------------------
@@ -140,10 +141,10 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
             last_saved_s = time.monotonic()
             stop.obey()
     bar.close()
-    if not math.isfinite(losses["validation"]):
+    if not math.isfinite(losses[VALIDATION]):
         reason = f"the loss became {losses['validation']} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-        return summary("diverged", reason, step, position, losses, best, clock, mode)
-    return summary("completed", None, step, position, losses, best, clock, mode)
+        return summary(Status.diverged, reason, step, position, losses, best, clock, mode)
+    return summary(Status.completed, None, step, position, losses, best, clock, mode)
 
 
 def summary(

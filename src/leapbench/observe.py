@@ -11,13 +11,14 @@ from hydra.utils import instantiate
 
 from leapbench.cascade import chained, retrained
 from leapbench.clock import Clock
-from leapbench.config import ConfigError, ProtocolConfig, RunConfig
+from leapbench.config import CascadeForm, ConfigError, ProtocolConfig, RunConfig
 from leapbench.distance import DistanceToTruth
 from leapbench.history import Adam, Ring
 from leapbench.landscape import along_the_direction
+from leapbench.names import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, VALIDATION, Regime
 from leapbench.predictors.base import Predictor
 from leapbench.propose import Proposer
-from leapbench.record import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, RunFolder
+from leapbench.record import RunFolder
 from leapbench.regime import RegimeDetector
 from leapbench.weights import FlatMoments, FlatWeights
 from leapbench.workload import Workload
@@ -31,7 +32,7 @@ class Scorer:
     protocol: ProtocolConfig
     proposer: Proposer
     detector: RegimeDetector
-    regime: str = "unknown"
+    regime: Regime = Regime.unknown
     confirmed: bool = False
 
 
@@ -46,7 +47,7 @@ class Observer:
         skipped: predictors left out, with the reason.
     """
 
-    scored = ("validation",)
+    scored = (VALIDATION,)
     followed: tuple[int, ...] = ()
 
     def __init__(
@@ -132,7 +133,7 @@ class Observer:
         for scorer in self.scorers if self.config.cascade.enabled else []:
             if scorer.confirmed:
                 for depth, K in self.config.cascade.chains:
-                    form = chained if scorer.protocol.cascade == "chain" else retrained
+                    form = chained if scorer.protocol.cascade == CascadeForm.chain else retrained
                     for row in form(scorer.proposer, self.workload, depth, K):
                         where = {"step": step, "protocol": scorer.name, "depth": depth, "K": K}
                         self.folder.append(CASCADE, where | {"loss_now_nats": loss_now} | row)

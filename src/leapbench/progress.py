@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from leapbench.config import RunConfig, digest
-from leapbench.files import SUMMARY, read_summary
+from leapbench.files import read_summary
+from leapbench.names import SUMMARY, Status
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class PlannedRun:
 def ended(config: RunConfig) -> dict[str, str] | None:
     """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
     summary = read_summary(config.folder)
-    if summary is None or summary["status"] == "failed":
+    if summary is None or summary["status"] == Status.failed:
         return None
     return {
         "status": summary["status"], "run_id": config.run_id, "folder": str(config.folder),
@@ -80,7 +81,7 @@ class Progress:
                 if summary is None:
                     continue
                 # A failed run is run again, once.
-                if summary["status"] == "failed" and (path / SUMMARY).stat().st_mtime < self.start:
+                if summary["status"] == Status.failed and (path / SUMMARY).stat().st_mtime < self.start:
                     continue
             except FileNotFoundError:  # such a run has just been made unfinished again
                 continue

@@ -16,10 +16,22 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 import yaml
 
-from leapbench.files import CASCADE, CONFIG, EVALS, LANDSCAPE, LEAPS, META, PROPOSALS, REGIMES, SUMMARY
+from leapbench.names import (
+    CASCADE,
+    CONFIG,
+    EVALS,
+    LANDSCAPE,
+    LEAPS,
+    META,
+    PROPOSALS,
+    REGIMES,
+    SUMMARY,
+    UNCOUNTED,
+    Status,
+)
 
-WORKLOAD = ["model", "dataset", "optimizer", "lr", "setting"]
-UNCOUNTED = ("failed", "diverged", "skipped", "partial")
+# What an observed training is, but for its seed.
+TRAINING = ["model", "dataset", "optimizer", "lr", "setting"]
 RTOL = 1e-4
 
 _INTEGERS = ("step", "K", "depth", "link", "position")
@@ -110,8 +122,8 @@ class Suite:
 
     def _distinct(self, file: str) -> pd.DataFrame:
         """Records of completed, observed runs; of runs that share a trajectory, the rows they share are kept once."""
-        observed = (self.runs["status"] == "completed") & (self.runs["mode"] == "observe")
-        completed = self.runs.loc[observed, ["run_id", "trajectory", "seed", *WORKLOAD]]
+        observed = (self.runs["status"] == Status.completed) & (self.runs["mode"] == "observe")
+        completed = self.runs.loc[observed, ["run_id", "trajectory", "seed", *TRAINING]]
         rows = self.records[file].merge(completed, on="run_id")
         key = ["trajectory", "setting", *_KEYS[file]]
         shared = rows[rows.duplicated(key, keep=False)]
@@ -153,7 +165,7 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
         if science:
             configs[run.name] = science
         for file, found in tables.items():
-            table = _read_records(run / file, complete=row["status"] != "partial")
+            table = _read_records(run / file, complete=row["status"] != Status.partial)
             if len(table) or not found:  # thousands of tables without rows take more memory than those with
                 found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
     runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
@@ -174,8 +186,8 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if summary:
             raise
         meta = {}
-    status = summary.get("status", "partial")
-    if status not in ("completed", *UNCOUNTED):
+    status = summary.get("status", Status.partial)
+    if status not in (Status.completed, *UNCOUNTED):
         raise RecordError(f"{run / SUMMARY}: unknown status {status!r}")
     science = config.get("science", {})
     try:

@@ -27,29 +27,18 @@ import torch
 import yaml
 
 from leapbench.config import BusyError, ConfigError
-from leapbench.files import (
-    CASCADE,
+from leapbench.files import utc, write_json, write_text
+from leapbench.lock import HeldError, Lock, LostError
+from leapbench.names import (
     CHECKPOINT,
     CONFIG,
-    EVALS,
-    LANDSCAPE,
-    LEAPS,
     LOCK,
     META,
-    PROPOSALS,
-    REGIMES,
     STREAMS,
     SUMMARY,
-    utc,
-    write_json,
-    write_text,
+    Status,
 )
-from leapbench.lock import HeldError, Lock, LostError
 
-__all__ = [
-    "CASCADE", "CHECKPOINT", "CONFIG", "EVALS", "LANDSCAPE", "LEAPS", "LOCK", "META", "PROPOSALS", "REGIMES", "STREAMS",
-    "SUMMARY", "BusyError", "RunFolder",
-]  # fmt: skip
 SCHEMA = 1
 # Seconds between two batches of rows.
 FLUSH_S = 5.0
@@ -182,7 +171,7 @@ class RunFolder:
         """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""
         self._write(sync=True)
         write_json(self.path / SUMMARY, summary)
-        if summary["status"] != "failed":
+        if summary["status"] != Status.failed:
             shutil.rmtree((self.path / CHECKPOINT).parent, ignore_errors=True)
 
     def reopen(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-UNKNOWN, CHAOTIC, TRANSITION, STABLE = "unknown", "chaotic", "transition", "stable"
+from leapbench.names import Regime
 
 
 def fingerprint(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
@@ -41,19 +41,19 @@ def similarity(a: Tensor, b: Tensor, cosine: str) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=1).mean())
 
 
-def classify(s: float | None, tau_low: float, tau_high: float, inclusive: bool) -> str:
+def classify(s: float | None, tau_low: float, tau_high: float, inclusive: bool) -> Regime:
     """Regime of similarity `s`; None, at the first checkpoint, and nan are unknown.
 
     Args:
         inclusive: the published code's >= and <= instead of the paper's strict comparisons.
     """
     if s is None or s != s:
-        return UNKNOWN
+        return Regime.unknown
     if s > tau_high or (inclusive and s == tau_high):
-        return STABLE
+        return Regime.stable
     if s < tau_low or (inclusive and s == tau_low):
-        return CHAOTIC
-    return TRANSITION
+        return Regime.chaotic
+    return Regime.transition
 
 
 @dataclass
@@ -76,13 +76,13 @@ class RegimeDetector:
     previous: Tensor | None = None
     stable_in_a_row: int = 0
 
-    def update(self, hidden: Tensor, mask: Tensor | None) -> tuple[float | None, str, bool]:
+    def update(self, hidden: Tensor, mask: Tensor | None) -> tuple[float | None, Regime, bool]:
         """Take in the probes' hidden states (P, T, d) of the next checkpoint: (similarity, regime, confirmed)."""
         current = fingerprint(hidden, mask, self.pooling)
         s = None if self.previous is None else similarity(current, self.previous, self.cosine)
         self.previous = current
         regime = classify(s, self.tau_low, self.tau_high, self.inclusive)
-        self.stable_in_a_row = self.stable_in_a_row + 1 if regime == STABLE else 0
+        self.stable_in_a_row = self.stable_in_a_row + 1 if regime == Regime.stable else 0
         return s, regime, self.stable_in_a_row >= self.confirm
 
     def state_dict(self) -> dict[str, object]:

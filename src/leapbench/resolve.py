@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leapbench.choices import GATES, MOMENTS, RULES
-from leapbench.config import PROJECT, ConfigError, RunConfig, dig
-from leapbench.tuning import tuned_lr
-
-BASELINE, CONTROLS = "none", ("persistence", "average")
+from leapbench.config import PROJECT, ConfigError, LrFrom, PaceName, RunConfig, ScheduleName, SequenceLayout, Thresholds
+from leapbench.names import BASELINE, CONTROLS, Mode
+from leapbench.tuning import TUNED, tuned_lr
 
 # Quantities in steps that may be written "N epochs".
 IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
 EPOCHS = re.compile(r"(\d+) epochs?")
-COUNTS = (
-    "train.steps", "train.interval", "train.batch_size", "verify.sequences", "verify.batch_size", "eval.every",
-    "eval.sequences", "eval.batch_size", "regime.probes", "regime.confirm", "landscape.K", "checkpoint.every_steps",
-    "threads", "leap.every", "leap.cascade", "schedule.restart_at",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "schedule.warmup", "schedule.decay", "schedule.floor", "optimizer.weight_decay", "optimizer.eps",
-    "optimizer.momentum", "checkpoint.every_s", "dataset.min_characters", "schedule.warmup_from", "schedule.restart",
-    "leap.burn_in", "leap.cooldown",
-)  # fmt: skip
-POSITIVE = ("optimizer.lr", "train.grad_clip")
+# How OmegaConf says that a value is none of an enum's.
+NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 
 
 def resolve(cfg: DictConfig) -> RunConfig:
@@ -84,32 +74,19 @@ def validate(config: RunConfig) -> None:
         ConfigError: one line.
     """
     train, K = config.train, config.horizons
-    for key in COUNTS:
-        _at_least(config, key, 1)
-    for key in ("dataset.tokens", "regime.probe_tokens"):
-        _at_least(config, key, 2)  # a target is the token after another
-    for key in NOT_NEGATIVE:
-        _at_least(config, key, 0)
-    for key in POSITIVE:
-        value = dig(config, key)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"{key}={value} must be a positive number")
+    _check_bounds(config)
+    if not (config.optimizer.lr > 0 and math.isfinite(config.optimizer.lr)):
+        raise ConfigError(f"optimizer.lr={config.optimizer.lr} must be a positive number")
     for beta in config.optimizer.betas or ():
         if not 0 <= beta < 1:
             raise ConfigError(f"optimizer.betas={list(config.optimizer.betas or ())} must lie in [0, 1)")
-    _choice("mode", config.mode, ("observe", "leap"))
-    if config.mode == "leap":
+    if config.mode == Mode.leap:
         _check_leap(config)
-    _choice("train.precision", train.precision, ("float32", "bfloat16"))
-    _choice("dataset.layout", config.dataset.layout, ("packed", "padded"))
-    _choice("dataset.source", config.dataset.source, ("stdlib", "hub", "text_files", "digits"))
-    _choice("optimizer.name", config.optimizer.name, ("adamw", "sgd", "sgd_momentum"))
-    _choice("optimizer.lr_from", config.optimizer.lr_from, ("given", "tuned", "published"))
-    _choice("schedule.name", config.schedule.name, ("constant", "cosine", "cosine_two_stage", "wsd"))
-    if config.schedule.name == "cosine_two_stage" and None in (config.schedule.restart_at, config.schedule.restart):
+    if config.schedule.name == ScheduleName.cosine_two_stage and None in (
+        config.schedule.restart_at,
+        config.schedule.restart,
+    ):
         raise ConfigError("schedule=cosine_two_stage needs schedule.restart_at (steps) and schedule.restart (share)")
-    _choice("logger", config.logger, ("none", "wandb"))
-    _choice("model.init", config.init, ("scratch", "pretrained"))
     if train.interval > train.steps:
         raise ConfigError(
             f"train.interval={train.interval} is larger than train.steps={train.steps}: no snapshot would ever be taken"
@@ -130,12 +107,6 @@ def validate(config: RunConfig) -> None:
 
 def _check_leap(config: RunConfig) -> None:
     leap = config.leap
-    _choice("leap.gate", leap.gate, GATES)
-    _choice("leap.rule", leap.rule, RULES)
-    _choice("leap.moments", leap.moments, MOMENTS)
-    _choice("leap.history", leap.history, ("keep", "clear"))
-    _choice("leap.buffers", leap.buffers, ("keep", "recompute"))
-    _choice("leap.scheduler", leap.scheduler, ("none", "pdt"))
     if len(config.protocols) > 1:
         raise ConfigError(f"mode=leap follows one protocol at a time, not {_names(config.protocols)}; use -m")
     if config.predictors and len(config.horizons) > 1:
@@ -145,17 +116,30 @@ def _check_leap(config: RunConfig) -> None:
         )
     if any(step < 1 for step in leap.follow):
         raise ConfigError(f"leap.follow={leap.follow} must be steps after a leap, 1 or more each")
-    if leap.scheduler == "pdt" and config.predictors and config.horizons[0] % config.train.interval:
+    if leap.scheduler == PaceName.pdt and config.predictors and config.horizons[0] % config.train.interval:
         raise ConfigError(
             f"leap.scheduler=pdt counts K in intervals; K={config.horizons[0]} is no multiple of "
             f"train.interval={config.train.interval}"
         )
 
 
-def _at_least(config: RunConfig, key: str, least: int) -> None:
-    value = dig(config, key)
-    if value is not None and not value >= least:
-        raise ConfigError(f"{key}={value} must be {least} or more")
+def _check_bounds(config: Any, prefix: str = "") -> None:
+    """Every value within the bounds that its field declares."""
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        parts = value if isinstance(value, dict) else {}
+        if is_dataclass(value):
+            _check_bounds(value, f"{key}.")
+        for name, part in parts.items():
+            if is_dataclass(part):
+                _check_bounds(part, f"{key}.{name}.")
+        if value is None or "bounded" not in item.metadata:
+            continue
+        least = item.metadata["least"]
+        if least is None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{key}={value} must be a positive number")
+        if least is not None and not (value >= least and math.isfinite(value)):
+            raise ConfigError(f"{key}={value} must be {least} or more")
 
 
 def _check_seed(seed: Any) -> None:
@@ -169,17 +153,7 @@ def _check_seed(seed: Any) -> None:
 def _check_protocols(config: RunConfig) -> None:
     if not config.protocols:
         raise ConfigError("no protocol chosen; use protocol=exact, paper or code")
-    for name, protocol in config.protocols.items():
-        for key in ("weights", "moments"):
-            _choice(
-                f"protocols.{name}.history.{key}", getattr(protocol.history, key), ("float32", "float16", "bfloat16")
-            )
-        _choice(
-            f"protocols.{name}.fingerprint.pooling", protocol.fingerprint.pooling, ("masked_mean", "mean", "tokens")
-        )
-        _choice(f"protocols.{name}.fingerprint.cosine", protocol.fingerprint.cosine, ("concatenated", "per_probe"))
-        _choice(f"protocols.{name}.cascade", protocol.cascade, ("chain", "train"))
-    padded = config.dataset.layout == "padded"
+    padded = config.dataset.layout == SequenceLayout.padded
     if padded and len({protocol.pad_in_loss for protocol in config.protocols.values()}) > 1:
         raise ConfigError(f"protocols {_names(config.protocols)} train with different padding; run them apart with -m")
     if config.model.init is None and len({protocol.init for protocol in config.protocols.values()}) > 1:
@@ -189,13 +163,13 @@ def _check_protocols(config: RunConfig) -> None:
         )
 
 
-def _select(predictors: dict[str, Any], mode: str) -> dict[str, Any]:
+def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
     """Drop `none`; chosen alone it drops the controls too. mode=leap has the one predictor that was asked for."""
     chosen = {name: spec for name, spec in predictors.items() if name != BASELINE}
     asked = [name for name in chosen if name not in CONTROLS]
     if BASELINE in predictors and not asked:
         return {}
-    if mode == "leap":
+    if mode == Mode.leap:
         # What was chosen comes before the controls that every run has.
         names = list(chosen)
         asked = names[: names.index(asked[-1]) + 1] if asked else names[:1]
@@ -235,7 +209,7 @@ def _fill_lr(config: RunConfig) -> None:
     lr = config.optimizer.lr
     if isinstance(lr, str):
         config.optimizer.lr = tuned_lr(config)
-        config.optimizer.lr_from = "tuned" if lr == "tuned" else "given"
+        config.optimizer.lr_from = LrFrom.tuned if lr == TUNED else LrFrom.given
     if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
         raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
     config.optimizer.lr = float(config.optimizer.lr)
@@ -245,8 +219,7 @@ def _fill_thresholds(config: RunConfig) -> None:
     regime = config.regime
     if not config.gated:
         return
-    _choice("regime.thresholds", regime.thresholds, ("published", "calibrated"))
-    if regime.thresholds == "published":
+    if regime.thresholds == Thresholds.published:
         pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}
         regime.by_protocol = {name: pair for name in config.protocols}
     else:
@@ -269,11 +242,6 @@ def _fill_thresholds(config: RunConfig) -> None:
     regime.tau_high = regime.tau_low = None
 
 
-def _choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value} is unknown; use {' or '.join(allowed)}")
-
-
 def _names(mapping: dict[str, Any]) -> str:
     return ", ".join(mapping)
 
@@ -281,4 +249,6 @@ def _names(mapping: dict[str, Any]) -> str:
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
+    if key and (found := NO_MEMBER.fullmatch(lines[0])):
+        return f"{key}={found[1]} is unknown; use {' or '.join(found[2].split(', '))}"
     return f"{key}: {lines[0]}" if key else lines[0]

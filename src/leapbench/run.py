@@ -17,10 +17,10 @@ from leapbench import pinned
 from leapbench.config import ConfigError, RunConfig
 from leapbench.lock import slurm_job
 from leapbench.loop import train
+from leapbench.names import CONTROLS, Status
 from leapbench.observe import check_contexts, unusable
 from leapbench.progress import ended
 from leapbench.record import RunFolder
-from leapbench.resolve import CONTROLS
 from leapbench.signals import Deferred
 from leapbench.workload import Workload
 
@@ -66,8 +66,8 @@ def run(config: RunConfig) -> Outcome:
         if workload is None:
             reason = "; ".join(f"predictor={name} {skipped[name]}" for name in asked)
             folder.open(None)
-            folder.finish({"status": "skipped", "reason": reason, "steps": 0, "skipped": skipped})
-            return Outcome("skipped", run_id, folder.path, reason)
+            folder.finish({"status": Status.skipped, "reason": reason, "steps": 0, "skipped": skipped})
+            return Outcome(Status.skipped, run_id, folder.path, reason)
         logger = loggers.build(config, run_id, config.science())
         try:
             with Deferred() as stop:
@@ -77,14 +77,14 @@ def run(config: RunConfig) -> Outcome:
             raise
         except Exception as error:
             summary = {
-                "status": "failed",
+                "status": Status.failed,
                 "reason": f"{type(error).__name__}: {error}",
                 "traceback": traceback.format_exc(),
             }
             folder.finish(summary)
             logger.finish(summary)
             raise
-        if config.logger != "none" and summary["status"] == "completed":
+        if config.logger != "none" and summary["status"] == Status.completed:
             from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
 
             for name, path in figures_of_run(folder.path).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from leapbench.config import ScheduleConfig
+from leapbench.config import ScheduleConfig, ScheduleName
 
 
 def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], float]:
@@ -23,14 +23,14 @@ def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], 
     def factor(position: int) -> float:
         if position < warmup:
             return schedule.warmup_from + (1 - schedule.warmup_from) * (position + 1) / warmup
-        if schedule.name == "cosine":
+        if schedule.name == ScheduleName.cosine:
             return cosine(1.0, floor, warmup, steps, position)
-        if schedule.name == "cosine_two_stage":
+        if schedule.name == ScheduleName.cosine_two_stage:
             assert schedule.restart_at is not None and schedule.restart is not None
             if position < schedule.restart_at:
                 return cosine(1.0, floor, warmup, schedule.restart_at, position)
             return cosine(schedule.restart, floor, schedule.restart_at, steps, position)
-        if schedule.name == "wsd":
+        if schedule.name == ScheduleName.wsd:
             span = max(1.0, schedule.decay * steps)
             return max(floor, 1 - (1 - floor) * max(0.0, position - (steps - span)) / span)
         return 1.0

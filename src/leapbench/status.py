@@ -1,7 +1,7 @@
 """How far the runs of a suite are, from their folders alone and, where there is one, Slurm's queue.
 
 A run is
-  complete, diverged, skipped or failed   as its summary says;
+  completed, diverged, skipped or failed  as its summary says;
   running      its lock has a living owner, or its job runs;
   pending      its job waits in the queue, to start or to start again;
   partial      it began, has no summary, and nothing works on it: killed, timed out, or its node died;
@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leapbench.files import CONFIG, EVALS, LOCK, SUMMARY, read_summary
+from leapbench.files import read_summary
 from leapbench.lock import is_alive, read_owner
+from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY, Status
 from leapbench.slurm import Submission, endings, submissions
 
-STATUSES = ("complete", "running", "pending", "partial", "failed", "diverged", "skipped")
 STEPS = re.compile(rb"^  train:\n(?:    .*\n)*?    steps: (\d+)$", re.MULTILINE)
 TAIL_BYTES = 4096
 
@@ -77,7 +77,7 @@ class Survey:
         for name in sorted(names | jobs.keys()):
             if name not in self._final:
                 state = _state(self.suite / name, name in names, jobs.get(name, []), queue)
-                if state.ended and state.status not in ("failed", "pending", "running"):
+                if state.ended and state.status not in (Status.failed, Status.pending, Status.running):
                     self._final[name] = state
                 states[name] = state
             else:
@@ -95,18 +95,18 @@ def _state(folder: Path, exists: bool, jobs: list[tuple[str, Submission]], queue
         return State(folder.name, folder, status, bool(summary), reason, job, log)
 
     status, reason = summary.get("status", ""), summary.get("reason") or ""
-    if status and (status != "failed" or not queued):
-        return found("complete" if status == "completed" else status, reason)
+    if status and (status != Status.failed or not queued):
+        return found(status, reason)
     if exists and (owner := _worker(folder / LOCK, queue)) is not None:
-        return found("running", f"on {owner.get('host', 'unknown')}")
+        return found(Status.running, f"on {owner.get('host', 'unknown')}")
     if queued:
         assert queue is not None and job is not None
-        return found("pending" if queue[job] == "PENDING" else "running", f"job {job} {queue[job].lower()}")
+        return found(Status.pending if queue[job] == "PENDING" else Status.running, f"job {job} {queue[job].lower()}")
     if exists:
-        return found("partial", f"job {job} ended" if job else "")
+        return found(Status.partial, f"job {job} ended" if job else "")
     if queue is None:
-        return found("pending", f"job {job}, no squeue here to ask")
-    return found("failed", f"job {job} ended before the run began")
+        return found(Status.pending, f"job {job}, no squeue here to ask")
+    return found(Status.failed, f"job {job} ended before the run began")
 
 
 def _worker(lock: Path, queue: dict[str, str] | None) -> dict[str, Any] | None:
@@ -121,7 +121,9 @@ def _worker(lock: Path, queue: dict[str, str] | None) -> dict[str, Any] | None:
 
 def _with_endings(states: dict[str, State], queue: dict[str, str] | None) -> dict[str, State]:
     """Add what accounting knows of jobs that ended without a summary."""
-    silent = {state.job: state for state in states.values() if state.job and state.status in ("partial", "failed")}
+    silent = {
+        state.job: state for state in states.values() if state.job and state.status in (Status.partial, Status.failed)
+    }
     known = endings(job for job, state in silent.items() if not state.ended) if queue is not None else {}
     for job, state in silent.items():
         if job in known and not state.ended:
@@ -136,7 +138,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     except OSError:
         return {}
     except ValueError:
-        return {"status": "failed", "reason": f"{SUMMARY} is not readable as JSON"}
+        return {"status": Status.failed, "reason": f"{SUMMARY} is not readable as JSON"}
 
 
 def _tail(path: Path) -> dict[str, Any]:

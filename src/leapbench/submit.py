@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from leapbench.config import PROJECT, ConfigError, RunConfig
 from leapbench.files import utc
 from leapbench.lock import HeldError, Lock
+from leapbench.names import Status
 from leapbench.progress import PlannedRun
 from leapbench.slurm import SUBMITTED, Site, SlurmError, Submission, max_array, queue
 from leapbench.status import State, Survey
@@ -113,10 +114,10 @@ def to_do(runs: Iterable[PlannedRun], states: dict[str, State], retry: bool) -> 
     chosen, counts = [], dict[str, int]()
     for run in runs:
         state = states.get(run.run_id)
-        status = state.status if state else "missing"
+        status = state.status if state else Status.missing
         counts[status] = counts.get(status, 0) + 1
-        lost = status == "failed" and state is not None and not state.ended
-        if status in ("missing", "partial") or lost or (status == "failed" and retry):
+        lost = status == Status.failed and state is not None and not state.ended
+        if status in (Status.missing, Status.partial) or lost or (status == Status.failed and retry):
             chosen.append(run)
     return chosen, counts
 

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from leapbench import datasets, models
-from leapbench.config import ConfigError, RunConfig
+from leapbench.config import ConfigError, Loading, RunConfig
+from leapbench.names import SPLITS, TRAIN
 
 IGNORED = -100
 Batch = dict[str, Tensor]
@@ -75,7 +76,7 @@ class Texts:
         self.config = config
         self.data = datasets.load(config.dataset, config.cache)
         self.sha256 = self.data.sha256
-        self.splits = {split: getattr(self.data, split) for split in ("train", "verification", "validation")}
+        self.splits = {split: getattr(self.data, split) for split in SPLITS}
         self.sizes = {split: len(tokens) for split, tokens in self.splits.items()}
         self.tokens = self.data.train.ids.shape[1]
         self.example_bytes = 8 * self.tokens
@@ -86,7 +87,7 @@ class Texts:
 
     def train_batch(self, indices: Numbers, seed: Sequence[int]) -> Batch:
         """Sequences by number; nothing in them is random."""
-        return self.splits["train"].batch(indices)
+        return self.splits[TRAIN].batch(indices)
 
     def batch(self, split: str, indices: Numbers) -> Batch:
         """Sequences by number."""
@@ -122,10 +123,10 @@ class LabelledImages:
         self.config, self.image = config, config.dataset.image
         data = datasets.load_images(config.dataset, config.cache)
         self.sha256, self.repeats = data.sha256, self.image.repeats
-        self.splits = {split: getattr(data, split) for split in ("train", "verification", "validation")}
+        self.splits = {split: getattr(data, split) for split in SPLITS}
         self.sizes = {split: len(images) for split, images in self.splits.items()}
-        self.example_bytes, self.slow = self.image.image_bytes, self.image.loading == "streamed"
-        if config.dataset.examples != self.sizes["train"]:
+        self.example_bytes, self.slow = self.image.image_bytes, self.image.loading == Loading.streamed
+        if config.dataset.examples != self.sizes[TRAIN]:
             raise ConfigError(
                 f"dataset.examples={config.dataset.examples} but dataset={config.dataset.name} has "
                 f"{self.sizes['train']} training images besides dataset.image.held_out={self.image.held_out}; "
@@ -141,7 +142,7 @@ class LabelledImages:
 
     def train_batch(self, indices: Numbers, seed: Sequence[int]) -> Batch:
         """Augmented images by number."""
-        return self.splits["train"].batch(indices, seed)
+        return self.splits[TRAIN].batch(indices, seed)
 
     def batch(self, split: str, indices: Numbers) -> Batch:
         """Images by number, as they are."""

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.names import BASELINE, Mode
 
 TUNING = PROJECT / "results" / "tuning"
-BASELINE = "none"
 KEYS = ("optimizer", "schedule", "method")
 # optimizer.lr: the rate tuned for this very method, or a multiple of the one tuned for training without a predictor.
 TUNED, OF_BASELINE = "tuned", re.compile(r"(\d+(?:\.\d+)?) baseline")
@@ -66,7 +66,7 @@ def method_of(science: Mapping[str, Any]) -> str:
     Args:
         science: :meth:`RunConfig.science`, or the part of that name of a run's config.yaml.
     """
-    if science["mode"] != "leap" or not science["predictors"]:
+    if science["mode"] != Mode.leap or not science["predictors"]:
         return BASELINE
     name, K = "+".join(science["predictors"]), ",".join(map(str, science["K"]))
     return f"{name}/{science['leap']['rule']}/{K}/{science['leap']['gate']}"

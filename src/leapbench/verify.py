@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from leapbench.choices import RULES
+from leapbench.names import RuleName, choice
 from leapbench.weights import Layout
 
 Forward = Callable[..., Any]
@@ -91,18 +91,17 @@ class Rule:
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.name not in RULES:
-            raise ValueError(f"rule={self.name} is unknown; use {' or '.join(RULES)}")
+        self.name = choice(RuleName, self.name, "rule")
 
     @property
     def asks_now(self) -> bool:
         """Whether it needs the loss of the live weights."""
-        return self.name != "always"
+        return self.name != RuleName.always
 
     @property
     def asks_candidate(self) -> bool:
         """Whether it needs the loss of the candidate."""
-        return self.name not in ("always", "falling")
+        return self.name not in (RuleName.always, RuleName.falling)
 
     def see(self, loss_now: float) -> None:
         """Remember the loss of the live weights at this checkpoint, nats."""
@@ -110,10 +109,10 @@ class Rule:
 
     def accepts(self, loss_pred: float, loss_now: float) -> bool:
         """Whether the candidate may be adopted; losses in nats, nan where the rule does not ask."""
-        if self.name == "strict":
+        if self.name == RuleName.strict:
             return bool(strict(loss_pred, loss_now))
-        if self.name == "adaptive":
+        if self.name == RuleName.adaptive:
             return bool(adaptive(loss_pred, loss_now, sigma_recent(self.losses, self.sigma_over)[-1]))
-        if self.name == "proximity":
+        if self.name == RuleName.proximity:
             return bool(proximity(loss_pred, loss_now, self.tolerance, self.two_sided))
-        return self.name == "always" or (len(self.losses) > 1 and self.losses[-1] < self.losses[-2])
+        return self.name == RuleName.always or (len(self.losses) > 1 and self.losses[-1] < self.losses[-2])

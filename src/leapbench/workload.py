@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leapbench.config import ConfigError, RunConfig
+from leapbench.config import ConfigError, Precision, RunConfig
+from leapbench.names import TRAIN, VALIDATION, VERIFICATION
 from leapbench.tasks import IGNORED, Batch, task_of
 from leapbench.verify import Forward
 
+HELD_OUT_SEED = {VERIFICATION: 12, VALIDATION: 10}
 KEEP_BYTES = 1 << 30  # held-out examples beyond this are read anew at every pass
 
 
@@ -53,17 +55,17 @@ class Workload:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="batches") if self.task.slow else None
         self._pending: tuple[int, Future[Batch]] | None = None
-        if self.task.sizes["train"] < config.train.batch_size:
+        if self.task.sizes[TRAIN] < config.train.batch_size:
             raise ConfigError(
                 f"dataset={config.dataset.name} has {self.task.sizes['train']} training {self.task.unit}, fewer than "
                 f"train.batch_size={config.train.batch_size}; give it more data or lower the batch size"
             )
         sequences, size = config.verify.sequences, config.verify.batch_size
-        held_out = self._shuffled("verification", sequences + config.regime.probes)
-        self.verification = self._fixed("verification", held_out[:sequences], size)
-        self._probes = [self.task.probe(batch) for batch in self._fixed("verification", held_out[sequences:], size)]
-        scored = self._shuffled("validation", config.eval.sequences)
-        self.validation = self._fixed("validation", scored, config.eval.batch_size)
+        held_out = self._shuffled(VERIFICATION, sequences + config.regime.probes)
+        self.verification = self._fixed(VERIFICATION, held_out[:sequences], size)
+        self._probes = [self.task.probe(batch) for batch in self._fixed(VERIFICATION, held_out[sequences:], size)]
+        scored = self._shuffled(VALIDATION, config.eval.sequences)
+        self.validation = self._fixed(VALIDATION, scored, config.eval.batch_size)
         self._drawn: Iterable[Batch] | None = None
         self.forward: Forward = torch.compile(self.model) if config.train.compile else self.model
 
@@ -81,7 +83,7 @@ class Workload:
 
     def _plan(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         """Numbers of the examples of a training batch, and the seed of what is random in them."""
-        size, total = self.config.train.batch_size, self.task.sizes["train"]
+        size, total = self.config.train.batch_size, self.task.sizes[TRAIN]
         per_epoch = total // size
         epoch, within = divmod(index, per_epoch)
         if epoch != self._epoch:
@@ -105,13 +107,13 @@ class Workload:
 
     def score(self, forward: Forward, split: str) -> Score:
         """Loss and accuracy on the fixed batches of `verification` or `validation`."""
-        return self._score(forward, {"verification": self.verification, "validation": self.validation}[split])
+        return self._score(forward, {VERIFICATION: self.verification, VALIDATION: self.validation}[split])
 
     def draw(self, index: int) -> None:
         """Choose the verification examples of the `index`-th draw: a function of (model, dataset, seed) and `index`."""
         rng = np.random.default_rng([seed_of(self.config, "draw"), index])
-        chosen = rng.choice(self.task.sizes["verification"], self.config.verify.sequences, replace=False)
-        self._drawn = self._fixed("verification", chosen, self.config.verify.batch_size)
+        chosen = rng.choice(self.task.sizes[VERIFICATION], self.config.verify.sequences, replace=False)
+        self._drawn = self._fixed(VERIFICATION, chosen, self.config.verify.batch_size)
 
     def drawn_loss(self, forward: Forward) -> float:
         """Loss on the examples last drawn, nats."""
@@ -155,7 +157,7 @@ class Workload:
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bfloat16 where the configuration asks for it, nothing otherwise."""
-        enabled = self.config.train.precision == "bfloat16"
+        enabled = self.config.train.precision == Precision.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _predict(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -186,15 +188,15 @@ class Workload:
             self.model.train()
 
     def _shuffled(self, split: str, wanted: int) -> np.ndarray:
-        """`wanted` numbers in an order that depends on the split's name and size only."""
+        """`wanted` numbers in an order that depends on the split and its size only."""
         found, unit = self.task.sizes[split], self.task.unit
         if found < wanted:
-            need = "verify.sequences + regime.probes" if split == "verification" else "eval.sequences"
+            need = "verify.sequences + regime.probes" if split == VERIFICATION else "eval.sequences"
             raise ConfigError(
                 f"dataset={self.config.dataset.name} has {found} {split} {unit} but {need} asks for {wanted}; "
                 "lower it or give the dataset more data"
             )
-        return np.random.default_rng(len(split)).permutation(found)[:wanted]
+        return np.random.default_rng(HELD_OUT_SEED[split]).permutation(found)[:wanted]
 
     def _fixed(self, split: str, chosen: np.ndarray, size: int) -> Iterable[Batch]:
         """Batches that can be gone through again and again, kept on the device while they fit."""

@@ -20,6 +20,8 @@ from hydra.core.override_parser.types import Override, QuotedString, Transformer
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from leapbench.names import Mode, Status
+
 FOLDED = ("predictor", "K")
 RANGE = re.compile(r"(\d+)-(\d+)")
 SEED, READS_SEED = re.compile(r"seed=(\d+)"), re.compile(r"\bseed\\?\}")  # Hydra escapes the braces of ${seed}
@@ -124,7 +126,7 @@ class LeapSweeper(BasicSweeper):
         }
         if self.fold and folded != axes and "mode" not in swept:
             cells = self._composed(_jobs(folded))
-            if all(config.get("mode") == "observe" for config in cells.values()):
+            if all(config.get("mode") == Mode.observe for config in cells.values()):
                 jobs = _resolved(_jobs(folded), cells)
                 print(f"{len(_jobs(axes))} cells in {len(jobs)} jobs", flush=True)
                 return jobs
@@ -219,7 +221,7 @@ def _result(job: JobReturn, run_id: str) -> dict[str, str]:
     if job.status == JobStatus.COMPLETED and isinstance(value, dict) and "status" in value:
         return value
     if job.status == JobStatus.COMPLETED:
-        return {"status": "completed", "run_id": run_id}
-    result = {"status": "failed", "run_id": run_id, "folder": "", "reason": str(value)}
+        return {"status": Status.completed, "run_id": run_id}
+    result = {"status": Status.failed, "run_id": run_id, "folder": "", "reason": str(value)}
     report(result)
     return result

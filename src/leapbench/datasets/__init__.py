@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import ConfigError, DatasetConfig, SequenceLayout, Source
 from leapbench.datasets import digits, hub, hub_images, stdlib, text_files
-from leapbench.datasets.corpus import SPLITS, Corpus
+from leapbench.datasets.corpus import Corpus
 from leapbench.datasets.images import ImageSplits
 from leapbench.datasets.tokenize import Tokenizer, batches, identity
 from leapbench.files import whole
 from leapbench.lock import HeldError, Lock
+from leapbench.names import SPLITS, TRAIN
 
-SOURCES = {"stdlib": stdlib, "text_files": text_files, "hub": hub}
-IMAGE_SOURCES = {"digits": digits, "hub": hub_images}
+SOURCES = {Source.stdlib: stdlib, Source.text_files: text_files, Source.hub: hub}
+IMAGE_SOURCES = {Source.digits: digits, Source.hub: hub_images}
 WAIT_S = 0.5  # seconds between two looks at a cache that another process is making
 VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
 
@@ -78,7 +79,7 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
         ConfigError: one line, for a source or tokenizer that cannot be had, a split without a single sequence, or a
             cache that cannot be written.
     """
-    if cfg.hold_out_last is not None and cfg.source != "hub":
+    if cfg.hold_out_last is not None and cfg.source != Source.hub:
         raise ConfigError(
             f"dataset.hold_out_last={cfg.hold_out_last} needs dataset.source=hub; others split by document"
         )
@@ -114,12 +115,6 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     assert image is not None
     if cfg.source not in IMAGE_SOURCES:
         raise ConfigError(f"dataset.source={cfg.source} has no images; use {' or '.join(IMAGE_SOURCES)}")
-    if image.loading not in ("resident", "streamed"):
-        raise ConfigError(f"dataset.image.loading={image.loading} is unknown; use resident or streamed")
-    counts = {f"image.{key}": getattr(image, key) for key in ("size", "channels", "classes", "held_out", "repeats")}
-    for key, count in (counts | {"workers": cfg.workers}).items():
-        if count < 1:
-            raise ConfigError(f"dataset.{key}={count} must be 1 or more")
     return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
 
 
@@ -143,7 +138,7 @@ def _build(
     for abandoned in folder.parent.glob(f"{folder.name}.draft-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     with whole(folder) as draft:
-        tokenizer = make_tokenizer(corpus.read("train"))
+        tokenizer = make_tokenizer(corpus.read(TRAIN))
         for split in SPLITS:
             _write(draft / split, corpus.read(split), tokenizer, cfg)
         meta = {
@@ -163,7 +158,7 @@ def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: Data
         for batch in batches(documents):
             for ids in tokenizer.encode(batch):
                 document = np.asarray(ids, tokenizer.dtype)
-                if cfg.layout == "packed":
+                if cfg.layout == SequenceLayout.packed:
                     pieces = [separator, document] if size else [document]
                 elif len(document):
                     lengths.append(min(len(document), tokens))
@@ -181,11 +176,13 @@ def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: Data
             f"dataset.name={cfg.name}: the {stem.name} split has no sequence of {cfg.tokens} tokens; "
             "lower dataset.tokens, or add text (a .txt file or a row is one document, and a document is in one split)"
         )
-    if cfg.layout == "padded":
+    if cfg.layout == SequenceLayout.padded:
         np.asarray(lengths, np.int32).tofile(stem.with_suffix(".lengths"))
 
 
 def _open(stem: Path, dtype: str, cfg: DatasetConfig) -> Tokens:
     assert cfg.tokens is not None
     ids = np.memmap(stem.with_suffix(".ids"), dtype, mode="r").reshape(-1, cfg.tokens)
-    return Tokens(ids, np.fromfile(stem.with_suffix(".lengths"), np.int32) if cfg.layout == "padded" else None)
+    return Tokens(
+        ids, np.fromfile(stem.with_suffix(".lengths"), np.int32) if cfg.layout == SequenceLayout.padded else None
+    )

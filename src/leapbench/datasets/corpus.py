@@ -12,8 +12,8 @@ import datasets
 import numpy as np
 
 from leapbench.config import ConfigError
+from leapbench.names import SPLITS, VALIDATION, VERIFICATION
 
-SPLITS = ("train", "verification", "validation")
 HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation
 READERS = {".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 
@@ -47,8 +47,8 @@ def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callabl
         ranking = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64).argsort(kind="stable")
         held_out = -(-len(ranking) // HELD_OUT)
         codes = np.zeros(len(ranking), np.uint8)
-        codes[ranking[:held_out]] = SPLITS.index("verification")
-        codes[ranking[held_out : 2 * held_out]] = SPLITS.index("validation")
+        codes[ranking[:held_out]] = SPLITS.index(VERIFICATION)
+        codes[ranking[held_out : 2 * held_out]] = SPLITS.index(VALIDATION)
         return codes
 
     def read(split: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import get_session
 
 from leapbench.config import ConfigError, DatasetConfig
 from leapbench.datasets.corpus import HELD_OUT, Corpus, first_line, hash_files, rows
+from leapbench.names import TRAIN, VALIDATION
 
 T = TypeVar("T")
 TIMEOUT_S = 5
@@ -58,9 +59,9 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         return samples - held_out
 
     def read(split: str) -> Iterator[str]:
-        if split == "validation":
+        if split == VALIDATION:
             return documents(validation)
-        if split == "train":
+        if split == TRAIN:
             return islice(documents(train), first_held_out())
         return islice(documents(train), first_held_out(), None)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from leapbench.config import ConfigError, DatasetConfig, ImageConfig
+from leapbench.config import ConfigError, DatasetConfig, ImageConfig, Loading
 from leapbench.datasets.corpus import first_line
 from leapbench.datasets.hub import folder_of, shards
 from leapbench.datasets.images import Images, ImageSplits, Resident, Streamed, stratified
@@ -113,7 +113,7 @@ def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, 
 def _split(read: Read, labels: np.ndarray, rows: np.ndarray, cfg: DatasetConfig) -> Images:
     image = cfg.image
     assert image is not None
-    if image.loading == "streamed":
+    if image.loading == Loading.streamed:
         return Streamed(lambda index: read(int(rows[index])), labels[rows], image, cfg.workers)
     with ThreadPoolExecutor(cfg.workers) as pool:
         arrays = list(pool.map(lambda row: np.array(read(int(row))), rows))

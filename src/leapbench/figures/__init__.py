@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from leapbench.acceptance import RULES, score
+from leapbench.acceptance import score
 from leapbench.config import PROJECT
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
-from leapbench.read import WORKLOAD, Suite, load_suite
+from leapbench.names import JUDGED, Status
+from leapbench.read import TRAINING, Suite, load_suite
 from leapbench.tables import Published, Table, build, load_published
-from leapbench.tables.methods import WORKLOAD as LEAP_WORKLOAD
-from leapbench.tables.methods import of_workload, workload_name
+from leapbench.tables.methods import WORKLOAD, of_workload, workload_name
 from leapbench.tables.render import section_name
 from leapbench.tables.time_to_baseline import leaps_of
 
@@ -42,8 +42,8 @@ def write_figures(
     """
     frames = {table.name: table.frame for table in tables}
     paths = _leapt(suite, frames, folder)
-    completed = suite.runs[(suite.runs["status"] == "completed") & (suite.runs["mode"] == "observe")]
-    for workload in completed[WORKLOAD].drop_duplicates().to_dict("records"):
+    completed = suite.runs[(suite.runs["status"] == Status.completed) & (suite.runs["mode"] == "observe")]
+    for workload in completed[TRAINING].drop_duplicates().to_dict("records"):
 
         def own(frame: pd.DataFrame, workload: dict[Hashable, Any] = workload) -> pd.DataFrame:
             return frame[np.logical_and.reduce([frame[name] == value for name, value in workload.items()])]
@@ -53,7 +53,7 @@ def write_figures(
         with plt.rc_context(STYLE):
             drawn["loss_regimes"] = loss_regimes(own(suite.evals), own(suite.regimes), name)
             drawn["similarity"] = similarity(own(suite.regimes), name)
-            for rule in RULES:
+            for rule in JUDGED:
                 if f"acceptance_{rule}" in frames:
                     drawn[f"acceptance_{rule}"] = acceptance(own(frames[f"acceptance_{rule}"]), rule, name)
             if "momentum_catastrophe" in frames:
@@ -72,12 +72,12 @@ def _leapt(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[
     if not part.configs or "time_to_baseline" not in frames:
         return []
     leaps = leaps_of(part)
-    done = leaps.runs[leaps.runs["status"] == "completed"]
-    columns = ["run_id", *LEAP_WORKLOAD, "row"]
+    done = leaps.runs[leaps.runs["status"] == Status.completed]
+    columns = ["run_id", *WORKLOAD, "row"]
     curves = leaps.curves.merge(done[columns], on="run_id")
     references = leaps.references.frame[leaps.references.frame["reference"] == "tuned"]
     paths: list[Path] = []
-    for workload in done[LEAP_WORKLOAD].drop_duplicates().to_dict("records"):
+    for workload in done[WORKLOAD].drop_duplicates().to_dict("records"):
         name = workload_name(workload)
         reference = next(iter(of_workload(references, workload)["row"]), None)
         with plt.rc_context(STYLE):

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from leapbench.figures.style import LAP_COLOUR, grid, predictor_style
+from leapbench.names import BASELINE, VALIDATION, VERIFICATION
 from leapbench.tables.leaping import OVERHEAD
-from leapbench.tables.methods import BASELINE
 
 TITLES = {
     "ours": "validation loss", "pdt_loss": "training loss (PDT)", "pdt_loss_total": "the same, over the total time",
@@ -84,10 +84,10 @@ def loss_curves(curves: pd.DataFrame, rows: pd.DataFrame, reference: str | None,
         name: of the workload.
     """
     regular = curves[curves["regular"] & curves["loss_nats"].notna()]
-    seen = regular[regular["split"] == "validation"]
+    seen = regular[regular["split"] == VALIDATION]
     if seen.empty:
         return None
-    best = regular[regular["split"] == "verification"].groupby(["row", "run_id"])["loss_nats"].min()
+    best = regular[regular["split"] == VERIFICATION].groupby(["row", "run_id"])["loss_nats"].min()
     standing = best.groupby("row").mean()
     panels: list[tuple[str, list[str]]] = []
     for kind in ("baseline", "control", "method"):

@@ -7,6 +7,8 @@ from typing import Any
 
 import matplotlib
 
+from leapbench.names import Regime
+
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
@@ -35,7 +37,10 @@ SPARE_STYLES = [("#56B4E9", "X"), ("#44AA99", "p"), ("#999933", "h"), ("#332288"
 PROTOCOL_STYLE = {
     "exact": ("#0072B2", "o"), "paper": ("#E69F00", "s"), "code": ("#D55E00", "^"), "code_float32": ("#009E73", "D"),
 }  # fmt: skip
-REGIME_COLOUR = {"stable": "#bcdcf0", "transition": "#ececec", "chaotic": "#f9d9b0", "unknown": "#ffffff"}
+REGIME_COLOUR: dict[str, str] = {
+    Regime.stable: "#bcdcf0", Regime.transition: "#ececec", Regime.chaotic: "#f9d9b0", Regime.unknown: "#ffffff",
+}  # fmt: skip
+BANDS = (Regime.chaotic, Regime.transition, Regime.stable)
 STYLE: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e3e3e3", "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,

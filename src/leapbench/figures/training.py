@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from leapbench.figures.style import (
+    BANDS,
     REGIME_COLOUR,
     bands,
     grid,
@@ -20,11 +21,12 @@ from leapbench.figures.style import (
     predictors_of,
     protocols_of,
 )
+from leapbench.names import VERIFICATION, Regime
 
 
 def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figure | None:
     """Verification loss of every seed over the regime bands of one; below, the regimes of every seed and protocol."""
-    losses = evals[evals["split"] == "verification"]
+    losses = evals[evals["split"] == VERIFICATION]
     if losses.empty or regimes.empty:
         return None
     protocols, seeds = protocols_of(regimes), sorted(regimes["seed"].unique())
@@ -53,7 +55,7 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
     bottom.set_xlabel("step")
     lines = [Line2D([], [], color="#222222", lw=1.8), Line2D([], [], color="#777777", lw=0.7)]
     words = [f"seed {seeds[0]}, over its {protocols[0]} regimes", f"the other {len(seeds) - 1} seeds"][: len(seeds)]
-    patches = [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in ("chaotic", "transition", "stable")]
+    patches = [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in BANDS]
     for line, word in zip(lines, words, strict=False):
         line.set_label(word)
     figure.legend(handles=[*lines[: len(words)], *patches], loc="outside lower center", ncols=5)
@@ -83,9 +85,9 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
     high = max(rows["gap"].max(), (1 - taus["tau_low"]).max()) * 2
     for ax, protocol in zip(axes[0], protocols, strict=True):
         stable, chaotic = 1 - taus.loc[protocol, ["tau_high", "tau_low"]].to_numpy(dtype=float)
-        ax.axhspan(low, stable, color=REGIME_COLOUR["stable"], lw=0, zorder=0)
-        ax.axhspan(stable, chaotic, color=REGIME_COLOUR["transition"], lw=0, zorder=0)
-        ax.axhspan(chaotic, high, color=REGIME_COLOUR["chaotic"], lw=0, zorder=0)
+        ax.axhspan(low, stable, color=REGIME_COLOUR[Regime.stable], lw=0, zorder=0)
+        ax.axhspan(stable, chaotic, color=REGIME_COLOUR[Regime.transition], lw=0, zorder=0)
+        ax.axhspan(chaotic, high, color=REGIME_COLOUR[Regime.chaotic], lw=0, zorder=0)
         for gap in (stable, chaotic):
             ax.axhline(gap, color="#222222", lw=0.9, ls="--")
         ax.set_ylim(low, high)
@@ -93,7 +95,7 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
     handles: list[Artist] = [Line2D([], [], color="#222222", lw=1.8, label="median of seeds")]
     handles += [Line2D([], [], color="#777777", lw=0.7, label="one seed")]
     handles += [Line2D([], [], color="#222222", lw=0.9, ls="--", label="1 - τ_high, 1 - τ_low")]
-    handles += [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in ("chaotic", "transition", "stable")]
+    handles += [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in BANDS]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(protocols)))
     figure.suptitle(f"Similarity of consecutive checkpoints: {name}\nn = {rows['seed'].nunique()} seeds")
     return figure

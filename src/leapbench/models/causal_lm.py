@@ -10,14 +10,14 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from leapbench.config import ConfigError, ModelConfig
+from leapbench.config import ConfigError, Init, ModelConfig
 from leapbench.datasets.hub import fetch
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: str) -> torch.nn.Module:
+def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: Init) -> torch.nn.Module:
     """A network for sequences of `tokens` ids below `vocab_size`: float32 weights, training mode, no key-value cache.
 
     With `init=scratch` the weights depend on `cfg`, the vocabulary and `seed` alone; torch's global random state is
@@ -27,7 +27,7 @@ def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: str) 
         ConfigError: an unknown class or argument, a context or vocabulary too small for the data, or weights that do
             not exist, cannot be had, or do not fill the network.
     """
-    if init == "pretrained" and cfg.pretrained is None:
+    if init == Init.pretrained and cfg.pretrained is None:
         raise ConfigError(
             f"model={cfg.name} has no pretrained weights; use model.init=scratch, or set model.pretrained"
         )
@@ -45,7 +45,7 @@ def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: str) 
             f"use at most model.config.{name}={context}"
         )
     with seeded(seed):
-        if init == "scratch":
+        if init == Init.scratch:
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
             model = _pretrained(cfg, config)
@@ -59,7 +59,7 @@ def final_hidden(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torc
     return base(**batch).last_hidden_state
 
 
-def _config(cfg: ModelConfig, vocab_size: int, init: str) -> transformers.PretrainedConfig:
+def _config(cfg: ModelConfig, vocab_size: int, init: Init) -> transformers.PretrainedConfig:
     try:
         defaults = transformers.AutoConfig.for_model(cfg.model_type)
     except ValueError:
@@ -72,7 +72,7 @@ def _config(cfg: ModelConfig, vocab_size: int, init: str) -> transformers.Pretra
     if unknown:
         raise ConfigError(f"model.config.{unknown[0]} is no argument of {type(defaults).__name__}")
     try:
-        if init == "pretrained":
+        if init == Init.pretrained:
             return _fetch(cfg, transformers.AutoConfig, **cfg.config)
         arguments: dict[str, Any] = {"vocab_size": vocab_size} | cfg.config
         if cfg.model_type == "gpt2":  # its defaults point at the last entry of its own vocabulary

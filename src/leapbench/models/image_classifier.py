@@ -9,7 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from leapbench.config import ConfigError, ModelConfig
+from leapbench.config import ConfigError, Init, ModelConfig
 from leapbench.models.causal_lm import seeded
 from leapbench.models.convnets import FCN, AlexNet
 
@@ -17,7 +17,9 @@ OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
 USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
 
 
-def build_image_classifier(cfg: ModelConfig, channels: int, size: int, classes: int, seed: int, init: str) -> nn.Module:
+def build_image_classifier(
+    cfg: ModelConfig, channels: int, size: int, classes: int, seed: int, init: Init
+) -> nn.Module:
     """A network for images (B, channels, size, size) of `classes` classes: float32 weights, training mode.
 
     The weights depend on `cfg`, the images' shape and `seed` alone; torch's global random state is left as it was.
@@ -25,7 +27,7 @@ def build_image_classifier(cfg: ModelConfig, channels: int, size: int, classes: 
     Raises:
         ConfigError: an unknown class or argument, a network that cannot take such images, or pretrained weights.
     """
-    if init != "scratch":
+    if init != Init.scratch:
         raise ConfigError(f"model={cfg.name} has no pretrained weights; use model.init=scratch")
     if cfg.config.get("num_labels", classes) < classes:
         raise ConfigError(f"model.config.num_labels={cfg.config['num_labels']} is below the data's {classes} classes")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from leapbench.acceptance import RULES, score
+import pandas as pd
+
+from leapbench.acceptance import score
+from leapbench.names import JUDGED
 from leapbench.read import RecordError, Suite
 from leapbench.tables.common import Published, Table, load_published, not_counted
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
@@ -45,9 +48,11 @@ def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Tab
     if not wanted:
         return []
     scored = score(suite)
-    needed = RULES if {"consistency", "protocols"} & set(wanted) else [r for r in RULES if f"acceptance_{r}" in wanted]
-    accepted = {rule: acceptance(suite, scored, rule, published) for rule in needed}
-    frames = {rule: table.frame for rule, table in accepted.items()}
+    needed = (
+        JUDGED if {"consistency", "protocols"} & set(wanted) else [r for r in JUDGED if f"acceptance_{r}" in wanted]
+    )
+    accepted: dict[str, Table] = {rule: acceptance(suite, scored, rule, published) for rule in needed}
+    frames: dict[str, pd.DataFrame] = {rule: table.frame for rule, table in accepted.items()}
     makers: dict[str, Callable[[], Table]] = {
         "regime_distribution": lambda: regime_distribution(suite, published),
         "momentum_catastrophe": lambda: momentum_catastrophe(suite, scored, published),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.acceptance import CONTROLS
-from leapbench.read import UNCOUNTED, WORKLOAD, RecordError, Suite
+from leapbench.names import CONTROLS, UNCOUNTED, Status
+from leapbench.read import TRAINING, RecordError, Suite
 
 PUBLISHED_AS = {"gpt2": "gpt2-124m", "qwen2_5_1_5b": "qwen2.5-1.5b", "gpt2_nano": "gpt2-124m"}
 PUBLISHED_FILES = {
@@ -52,7 +52,7 @@ class Table:
     frame: pd.DataFrame
     header: str
     summary: str
-    sections: list[str] = field(default_factory=lambda: [*WORKLOAD, "protocol"])
+    sections: list[str] = field(default_factory=lambda: [*TRAINING, "protocol"])
     rows: list[str] = field(default_factory=lambda: ["regime", "predictor"])
     across: str | None = None
     show: list[str] = field(default_factory=list)
@@ -111,7 +111,7 @@ def with_published(table: pd.DataFrame, published: pd.DataFrame, on: list[str], 
 def seeds_counted(suite: Suite) -> str:
     """`5 seeds` or `4 of 5 seeds`, over all workloads."""
     asked = suite.runs["seed"].dropna().nunique()
-    counted = suite.runs.loc[suite.runs["status"] == "completed", "seed"].nunique()
+    counted = suite.runs.loc[suite.runs["status"] == Status.completed, "seed"].nunique()
     return f"{counted} {_plural('seed', counted)}" if counted == asked else f"{counted} of {asked} seeds"
 
 
@@ -140,14 +140,14 @@ def count_cells(per_seed: pd.DataFrame) -> str:
     """`60 cells (2 predictors x 6 K x 5 seeds) + 60 control cells`, from one row per cell asked for."""
     control = per_seed["predictor"].isin(CONTROLS)
     cells = per_seed[~control]
-    workloads = len(cells[WORKLOAD].drop_duplicates())
+    workloads = len(cells[TRAINING].drop_duplicates())
     sizes = [("workload", workloads), *((key, cells[key].nunique()) for key in ("protocol", "predictor", "K", "seed"))]
     product = 1
     for _, size in sizes:
         product *= size
     words = [f"{n} {_plural(key, n)}" for key, n in sizes if n != 1 or key in ("predictor", "K", "seed")]
     shape = f" ({' x '.join(words)})" if len(cells) and product == len(cells) else ""
-    missing = int((per_seed["status"] != "completed").sum())
+    missing = int((per_seed["status"] != Status.completed).sum())
     text = f"{len(cells)} {_plural('cell', len(cells))}{shape}"
     if control.any():
         text += f" + {int(control.sum())} control cells"

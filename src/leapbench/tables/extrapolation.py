@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from leapbench import stats
-from leapbench.acceptance import CELL, CONTROLS, expected, in_order
-from leapbench.read import WORKLOAD, Suite
+from leapbench.acceptance import CELL, expected, in_order
+from leapbench.names import CONTROLS, VERIFICATION, Regime
+from leapbench.read import TRAINING, Suite
 from leapbench.tables.common import NUMBERS, Published, Table, seeds_counted, with_published
 
 MOMENTUM = ("momentum", "momentum_decay")
@@ -18,7 +19,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     """Predicted against actual loss of the momentum predictors and the controls."""
     shown = (*MOMENTUM, *CONTROLS)
     rows = scored[scored["predictor"].isin(shown)]
-    calm = rows[rows["regime"].isin(("transition", "stable"))]
+    calm = rows[rows["regime"].isin((Regime.transition, Regime.stable))]
     rows = pd.concat([rows.assign(regime="all"), calm.assign(regime=CALM)], ignore_index=True)
     key = [*CELL, "regime"]
     rows = rows.assign(
@@ -44,7 +45,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     frame = cells.merge(pd.DataFrame({"regime": ["all", CALM]}), how="cross")
     frame = frame.merge(stats.summarise(by_seed.reset_index(), key, "ratio"), on=key, how="left")
     frame = frame.merge(pooled.reset_index(), on=key, how="left").merge(
-        _underflow(suite), on=[*WORKLOAD, "protocol"], how="left"
+        _underflow(suite), on=[*TRAINING, "protocol"], how="left"
     )
     frame["underflow_pct"] = frame["underflow_pct"].where(frame["predictor"].isin(MOMENTUM))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
@@ -55,7 +56,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
             "ratio": "published_ratio",
         },
     )  # fmt: skip
-    frame = in_order(frame, [*WORKLOAD, "regime", "predictor", "protocol", "K"])
+    frame = in_order(frame, [*TRAINING, "regime", "predictor", "protocol", "K"])
     measured = [
         "predicted_loss_nats",
         "actual_loss_nats",
@@ -85,13 +86,13 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     show += ["ci_high", "n_seeds", "n_proposals", "ratio_median", "nonfinite_pct", "underflow_pct", "published_ratio"]
     return Table(
         "momentum_catastrophe", "The momentum catastrophe", frame[columns], header, f"{len(frame)} rows",
-        sections=WORKLOAD, show=[*show, "published_model"], compact=CALM, compact_predictors=MOMENTUM[:1],
+        sections=TRAINING, show=[*show, "published_model"], compact=CALM, compact_predictors=MOMENTUM[:1],
     )  # fmt: skip
 
 
 def cascade(suite: Suite) -> Table:
     """Loss and drift along chains of predictions, per link."""
-    key = [*WORKLOAD, "protocol", "predictor", "depth", "K", "link"]
+    key = [*TRAINING, "protocol", "predictor", "depth", "K", "link"]
     reached = suite.cascade["step"] + suite.cascade["link"] * suite.cascade["K"]
     rows = suite.cascade.assign(reached=reached).merge(_true_losses(suite), on=["run_id", "reached"], how="left")
     rows["excess"] = rows["loss_nats"] - rows["loss_true_nats"]
@@ -110,13 +111,13 @@ def cascade(suite: Suite) -> Table:
         f"at the step that the link aims at; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
-    return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show)
+    return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=TRAINING, show=show)
 
 
 def _true_losses(suite: Suite) -> pd.DataFrame:
     """run_id, reached (step) -> loss_true_nats: the verification loss wherever the training's own was taken."""
     proposals = suite.proposals.assign(reached=suite.proposals["step"] + suite.proposals["K"])
-    evals = suite.evals[suite.evals["split"] == "verification"]
+    evals = suite.evals[suite.evals["split"] == VERIFICATION]
     evals = evals.rename(columns={"step": "reached", "loss_nats": "loss_true_nats"})
     columns = ["run_id", "reached", "loss_true_nats"]
     return pd.concat([proposals[columns], evals[columns]]).drop_duplicates(columns[:2])
@@ -124,7 +125,7 @@ def _true_losses(suite: Suite) -> pd.DataFrame:
 
 def landscape(suite: Suite) -> Table:
     """Change of the loss along the predicted displacement."""
-    key = [*WORKLOAD, "protocol", "predictor", "K", "fraction"]
+    key = [*TRAINING, "protocol", "predictor", "K", "fraction"]
     rows = suite.landscape.assign(change=suite.landscape["loss_nats"] - suite.landscape["loss_now_nats"])
     by_seed = rows.groupby([*key, "seed"], sort=False).agg(
         change_nats=("change", "mean"), loss_now_nats=("loss_now_nats", "mean"),
@@ -138,7 +139,7 @@ def landscape(suite: Suite) -> Table:
     )
     show = ["protocol", "predictor", "K", "fraction", *NUMBERS, "n_checkpoints", *extra]
     return Table(
-        "landscape", "Landscape along the prediction", frame, header, f"{len(frame)} rows", sections=WORKLOAD, show=show
+        "landscape", "Landscape along the prediction", frame, header, f"{len(frame)} rows", sections=TRAINING, show=show
     )
 
 
@@ -167,7 +168,7 @@ def _asked_chains(suite: Suite, key: list[str]) -> pd.DataFrame:
         chains = science.get("cascade") or {}
         if not chains.get("enabled"):
             continue
-        own = {column: runs.loc[name, column] for column in WORKLOAD}
+        own = {column: runs.loc[name, column] for column in TRAINING}
         asked = [predictor for predictor, spec in (science.get("predictors") or {}).items() if spec is not None]
         rows = [
             {"protocol": protocol, "predictor": predictor, "depth": depth, "K": K, "link": link}
@@ -183,7 +184,7 @@ def _asked_chains(suite: Suite, key: list[str]) -> pd.DataFrame:
 
 def _underflow(suite: Suite) -> pd.DataFrame:
     """Mean share of underflowed second moments, percent, and checkpoints, per workload and protocol."""
-    rows = suite.regimes.groupby([*WORKLOAD, "protocol"]).agg(
+    rows = suite.regimes.groupby([*TRAINING, "protocol"]).agg(
         underflow_pct=("underflow_share", "mean"), n_checkpoints=("step", "size")
     )
     return rows.assign(underflow_pct=100 * rows["underflow_pct"].astype(np.float64)).reset_index()

@@ -9,7 +9,7 @@ import pandas as pd
 
 from leapbench import stats
 from leapbench.clock import CHARGED
-from leapbench.read import LEAPS
+from leapbench.names import LEAPS, VALIDATION, Status
 from leapbench.tables.common import Table
 from leapbench.tables.methods import ROW, WORKLOAD
 from leapbench.tables.numbers import interval, number, summarised
@@ -108,7 +108,7 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
         run_id, seed, ROW, steps (of the adoption), after (steps since), loss_nats, baseline_loss_nats and their
         difference excess_nats. A cascade is one adoption. Without a baseline, or before its first evaluation: no row.
     """
-    runs = leaps.runs[leaps.runs["status"] == "completed"]
+    runs = leaps.runs[leaps.runs["status"] == Status.completed]
     columns = ["run_id", "seed", *ROW, "steps", "after", "loss_nats", "baseline_loss_nats", "excess_nats"]
     found = leaps.suite.records[LEAPS]
     found = found[found["adopted"].astype(bool)].drop_duplicates(["run_id", "step"])[["run_id", "step"]]
@@ -117,7 +117,7 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
     found = found.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
     found["seen"] = found["steps"] + found["after"]
     validation = leaps.curves.loc[
-        leaps.curves["split"] == "validation", ["run_id", "steps", "loss_nats", "charged_steps"]
+        leaps.curves["split"] == VALIDATION, ["run_id", "steps", "loss_nats", "charged_steps"]
     ]
     found = found.merge(validation.rename(columns={"steps": "seen"}), on=["run_id", "seen"])
     if found.empty:
@@ -134,7 +134,7 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
 
 def _baselines(leaps: Leaps) -> pd.DataFrame:
     """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; of several the first."""
-    done = leaps.runs[leaps.runs["status"] == "completed"]
+    done = leaps.runs[leaps.runs["status"] == Status.completed]
     plain = done[(done["kind"] == "baseline") & (done["lr_from"] == "tuned")]
     alike = [*WORKLOAD, "optimizer", "schedule", "seed"]
     plain = plain.drop_duplicates(alike)[[*alike, "run_id"]].rename(columns={"run_id": "baseline_run_id"})

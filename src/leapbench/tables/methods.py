@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from leapbench.acceptance import CONTROLS, FIRST_PREDICTORS
-from leapbench.choices import RULES
+from leapbench.acceptance import FIRST_PREDICTORS
 from leapbench.config import PROJECT
+from leapbench.names import BASELINE, CONTROLS, RuleName, Status
 from leapbench.read import Suite, differing, flatten
 
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
 ROW = [*WORKLOAD, "row"]
-BASELINE = "none"
 KINDS = ("baseline", "control", "method")
 CONTROL_PREDICTORS = (
     *CONTROLS[::-1], "masked_linear", "random_accelerated", "pdt_nonselective", "pdt_random_mask", "pdt_shuffled",
@@ -107,7 +106,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Baselines, controls, methods; within them predictors, rules and settings in the order of the other tables."""
     predictors = [*CONTROL_PREDICTORS, *FIRST_PREDICTORS]
     predictors += sorted(set(table["predictor"]) - set(predictors))
-    ranks = {"kind": KINDS, "predictor": predictors, "rule": ("", *RULES), "lr_from": LR_FROM}
+    ranks = {"kind": KINDS, "predictor": predictors, "rule": ("", *RuleName), "lr_from": LR_FROM}
     columns = [*WORKLOAD, "kind", "predictor", "rule", "lr_from", "schedule", "K", "row", "seed"]
     keys = table[columns].copy()
     for column, order in ranks.items():
@@ -165,7 +164,7 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
                 f"{'seed' if first['seeds'] == 1 else 'seeds'})."
             )
         elif (tuned["diverged"] > 0).any():
-            ids = ", ".join(plain.loc[(plain["lr_from"] == "tuned") & (plain["status"] == "diverged"), "run_id"])
+            ids = ", ".join(plain.loc[(plain["lr_from"] == "tuned") & (plain["status"] == Status.diverged), "run_id"])
             problem = (
                 f"{name}: the tuned baseline diverged ({ids}), so there is no target; tune with a wider grid "
                 "(scripts/tune.py) and run it again"
@@ -194,9 +193,9 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
 
 def _standing(plain: pd.DataFrame, verification: pd.Series) -> pd.DataFrame:
     """Per row: completed seeds, diverged seeds, mean best verification loss of the completed ones."""
-    completed = plain["status"] == "completed"
+    completed = plain["status"] == Status.completed
     scored = plain.assign(
-        seeds=completed.astype(int), diverged=(plain["status"] == "diverged").astype(int),
+        seeds=completed.astype(int), diverged=(plain["status"] == Status.diverged).astype(int),
         best=plain["run_id"].map(verification).astype(float).where(completed),
     )  # fmt: skip
     return scored.groupby(["row", "schedule", "lr"], sort=False).agg(

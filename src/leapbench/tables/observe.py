@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from leapbench import stats
-from leapbench.acceptance import CELL, REGIMES, RULES, expected, in_order, rates
-from leapbench.read import WORKLOAD, Suite
+from leapbench.acceptance import CELL, REGIMES, expected, in_order, rates
+from leapbench.names import JUDGED, Regime, Status
+from leapbench.read import TRAINING, Suite
 from leapbench.tables.common import NUMBERS, PUBLISHED, Published, Table, count_cells, seeds_counted, with_published
 
 DECISION = {
@@ -17,19 +18,19 @@ DECISION = {
     "0.5 %, above only)",
 }
 EXTRAS = ["loss_now_nats", "loss_pred_nats", "loss_true_nats", "rel_l2_to_true", "distance_ratio"]
-KINDS = ("chaotic", "transition", "stable", "unknown")
+KINDS = (Regime.chaotic, Regime.transition, Regime.stable, Regime.unknown)
 BY_REGIME = [*CELL, "regime"]
 
 
 def regime_distribution(suite: Suite, published: Published) -> Table:
     """Checkpoints per run in each regime, and the thresholds."""
-    key = [*WORKLOAD, "protocol", "regime"]
+    key = [*TRAINING, "protocol", "regime"]
     counts = suite.regimes.groupby([*key, "seed"]).size().rename("checkpoints").reset_index()
-    runs = suite.regimes[[*WORKLOAD, "protocol", "seed"]].drop_duplicates()
+    runs = suite.regimes[[*TRAINING, "protocol", "seed"]].drop_duplicates()
     grid = runs.merge(pd.DataFrame({"regime": KINDS}), how="cross")
     counts = grid.merge(counts, on=[*key, "seed"], how="left").fillna({"checkpoints": 0})
-    taus = suite.regimes.groupby([*WORKLOAD, "protocol"])[["tau_low", "tau_high"]].mean().reset_index()
-    total = suite.regimes.groupby([*WORKLOAD, "protocol"]).size().rename("n_checkpoints").reset_index()
+    taus = suite.regimes.groupby([*TRAINING, "protocol"])[["tau_low", "tau_high"]].mean().reset_index()
+    total = suite.regimes.groupby([*TRAINING, "protocol"]).size().rename("n_checkpoints").reset_index()
     frame = stats.summarise(counts, key, "checkpoints").merge(total, on=key[:-1]).merge(taus, on=key[:-1])
     frame = _asked(suite).merge(frame, on=key, how="left")
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
@@ -37,13 +38,13 @@ def regime_distribution(suite: Suite, published: Published) -> Table:
     frame["share_pct"] = 100 * frame["mean"] * frame["n_seeds"] / frame["n_checkpoints"]
     names = {"mean": "published_mean", "std": "published_std", "n_seeds": "published_n"}
     frame = with_published(frame, published.regimes, ["regime"], names)
-    frame = in_order(frame, [*WORKLOAD, "protocol", "regime"])
+    frame = in_order(frame, [*TRAINING, "protocol", "regime"])
     frame = frame[[*key, *NUMBERS, "n_checkpoints", "share_pct", "tau_low", "tau_high", *PUBLISHED]]
     shown = ["protocol", "regime", "mean", "std", "ci_low", "ci_high", "n_seeds", "n_checkpoints", "share_pct"]
     return Table(
         "regime_distribution", "Regime distribution", frame,
         f"Checkpoints per run in each regime; {seeds_counted(suite)}; {stats.INTERVAL}.",
-        f"{len(frame)} rows", sections=WORKLOAD, show=[*shown, "published_mean", "published_std", "published_model"],
+        f"{len(frame)} rows", sections=TRAINING, show=[*shown, "published_mean", "published_std", "published_model"],
     )  # fmt: skip
 
 
@@ -53,8 +54,8 @@ def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Publish
     ours = published.acceptance[published.acceptance["rule"] == rule]
     names = {"mean_pct": "published_mean", "std_pct": "published_std", "n_seeds": "published_n"}
     frame = with_published(frame, ours, ["regime", "K", "predictor"], names)
-    frame = in_order(frame, [*WORKLOAD, "protocol", "regime", "predictor", "K"])
-    key = [*WORKLOAD, "protocol", "regime", "K", "predictor"]
+    frame = in_order(frame, [*TRAINING, "protocol", "regime", "predictor", "K"])
+    key = [*TRAINING, "protocol", "regime", "K", "predictor"]
     frame = frame[[*key, *NUMBERS, "n_checkpoints", "n_proposals", *EXTRAS, *PUBLISHED]]
     header = (
         f"Accepted proposals in percent of a seed's proposals in the regime, mean ± std [interval] over seeds; "
@@ -72,9 +73,9 @@ def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd
     asked = expected(suite)
     found = rates(scored, rule)
     per_seed = asked.merge(found[found["regime"] == "all"].drop(columns="regime"), on=[*CELL, "seed"], how="left")
-    undelivered = (per_seed["status"] == "completed") & per_seed["proposals"].isna()
-    per_seed["status"] = per_seed["status"].mask(undelivered, "missing")
-    per_seed = in_order(per_seed, [*WORKLOAD, "protocol", "predictor", "K", "seed"])
+    undelivered = (per_seed["status"] == Status.completed) & per_seed["proposals"].isna()
+    per_seed["status"] = per_seed["status"].mask(undelivered, Status.missing)
+    per_seed = in_order(per_seed, [*TRAINING, "protocol", "predictor", "K", "seed"])
 
     cells = asked[CELL].drop_duplicates().merge(pd.DataFrame({"regime": REGIMES}), how="cross")
     numbers = stats.summarise(found, BY_REGIME, "rate")
@@ -82,7 +83,7 @@ def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd
         n_proposals=("proposals", "sum"), **{name: (name, "mean") for name in EXTRAS}
     )
     frame = cells.merge(numbers, on=BY_REGIME, how="left").merge(totals.reset_index(), on=BY_REGIME, how="left")
-    frame = frame.merge(_checkpoints(suite), on=[*WORKLOAD, "protocol", "regime"], how="left")
+    frame = frame.merge(_checkpoints(suite), on=[*TRAINING, "protocol", "regime"], how="left")
     delivered = found[CELL].drop_duplicates().assign(delivered=True)
     here = frame[CELL].merge(delivered, on=CELL, how="left")["delivered"].notna()
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
@@ -93,9 +94,9 @@ def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd
 
 def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFrame, published: Published) -> Table:
     """Coefficient of variation over seeds of each acceptance rate, percent."""
-    key = [*WORKLOAD, "protocol", "rule", "regime", "K", "predictor"]
+    key = [*TRAINING, "protocol", "rule", "regime", "K", "predictor"]
     parts = []
-    for rule in RULES:
+    for rule in JUDGED:
         spread = (
             rates(scored, rule).groupby(BY_REGIME)["rate"].agg(cov_pct=stats.coefficient_of_variation).reset_index()
         )
@@ -105,7 +106,7 @@ def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFr
     theirs["predictor"] = theirs["variable"].str.removesuffix("_cov_pct")
     frame = pd.concat(parts, ignore_index=True)
     frame = with_published(frame, theirs, ["regime", "rule", "K", "predictor"], {"value": "published_cov_pct"})
-    frame = in_order(frame, [*WORKLOAD, "protocol", "rule", "regime", "predictor", "K"])
+    frame = in_order(frame, [*TRAINING, "protocol", "rule", "regime", "predictor", "K"])
     header = (
         f"100 std / mean of the acceptance rate over seeds, percent; empty where the mean is 0 or fewer than "
         f"two seeds count; {seeds_counted(suite)}. The csv has the rate's mean, std and {stats.INTERVAL}."
@@ -119,14 +120,14 @@ def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFr
 def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
     """The same cells under every protocol, side by side: acceptance rates in percent."""
     long = pd.concat([frame.assign(rule=rule) for rule, frame in frames.items()], ignore_index=True)
-    key = [*WORKLOAD, "rule", "regime", "K", "predictor"]
+    key = [*TRAINING, "rule", "regime", "K", "predictor"]
     names = list(in_order(long[["protocol"]].drop_duplicates(), ["protocol"])["protocol"])
     wide = long[key].drop_duplicates()
     for name in names:
         part = long.loc[long["protocol"] == name, [*key, *NUMBERS, "n_checkpoints", "n_proposals"]]
         wide = wide.merge(part.rename(columns={c: f"{name}_{c}" for c in part.columns.drop(key)}), on=key, how="left")
     kept = long[[*key, *PUBLISHED]].drop_duplicates(key)
-    frame = in_order(wide.merge(kept, on=key, how="left"), [*WORKLOAD, "rule", "regime", "predictor", "K"])
+    frame = in_order(wide.merge(kept, on=key, how="left"), [*TRAINING, "rule", "regime", "predictor", "K"])
     header = (
         f"Accepted proposals, percent, mean ± std [interval] over seeds, for each protocol, on the same trajectories "
         f"where the suite ran them together; {seeds_counted(suite)}; {stats.INTERVAL}."
@@ -134,7 +135,7 @@ def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
     show = ["regime", "predictor", "K", *names]
     return Table(
         "protocols", "Protocols side by side", frame, header, f"{len(frame)} rows x {len(names)} protocols",
-        sections=[*WORKLOAD, "rule"], show=show, percent=True, compact="all",
+        sections=[*TRAINING, "rule"], show=show, percent=True, compact="all",
     )  # fmt: skip
 
 
@@ -142,17 +143,17 @@ def _asked(suite: Suite) -> pd.DataFrame:
     """Every workload, protocol and regime of the suite's configs, once."""
     runs = suite.runs.set_index("run_id")
     rows = [
-        {**{column: runs.loc[name, column] for column in WORKLOAD}, "protocol": protocol, "regime": regime}
+        {**{column: runs.loc[name, column] for column in TRAINING}, "protocol": protocol, "regime": regime}
         for name, science in suite.configs.items()
         for protocol in science["protocols"]
         for regime in KINDS
     ]
-    return pd.DataFrame(rows, columns=[*WORKLOAD, "protocol", "regime"]).astype({"lr": float}).drop_duplicates()
+    return pd.DataFrame(rows, columns=[*TRAINING, "protocol", "regime"]).astype({"lr": float}).drop_duplicates()
 
 
 def _checkpoints(suite: Suite) -> pd.DataFrame:
     """Checkpoints of completed runs by workload, protocol and regime, `all` included."""
-    key = [*WORKLOAD, "protocol", "regime"]
+    key = [*TRAINING, "protocol", "regime"]
     rows = suite.regimes[key]
     both = pd.concat([rows, rows.assign(regime="all")], ignore_index=True)
     return both.groupby(key).size().rename("n_checkpoints").reset_index()

@@ -16,17 +16,18 @@ from __future__ import annotations
 import pandas as pd
 
 from leapbench.clock import CHARGED
-from leapbench.read import EVALS, Suite
+from leapbench.names import EVALS, TRAIN, VALIDATION, Status
+from leapbench.read import Suite
 from leapbench.tables.methods import ROW, WORKLOAD
 
 DEFINITIONS = ("ours", "pdt_loss", "pdt_loss_total", "pdt_accuracy")
 QUANTITIES = ("steps", "charged_s", "charged_steps")
 # definition -> split, column, sign: sign * value falls where the run gets better.
 _WATCHED = {
-    "ours": ("validation", "loss_nats", 1),
-    "pdt_loss": ("train", "loss_nats", 1),
-    "pdt_loss_total": ("train", "loss_nats", 1),
-    "pdt_accuracy": ("validation", "accuracy", -1),
+    "ours": (VALIDATION, "loss_nats", 1),
+    "pdt_loss": (TRAIN, "loss_nats", 1),
+    "pdt_loss_total": (TRAIN, "loss_nats", 1),
+    "pdt_accuracy": (VALIDATION, "accuracy", -1),
 }
 CELLS = [
     "run_id", "reference", "definition", "reference_run_id", "target", "reached", *QUANTITIES,
@@ -53,7 +54,7 @@ def curves(suite: Suite, runs: pd.DataFrame) -> pd.DataFrame:
     rows["charged_s"] = rows[laps].sum(axis=1)
     rows["charged_steps"] = rows["charged_s"] * rows["steps"] / rows["train_s"]
     last = rows.groupby("run_id")["steps"].transform("max")
-    rows["regular"] = (rows["split"] == "train") | (rows["steps"] % rows["eval_every"] == 0) | (rows["steps"] == last)
+    rows["regular"] = (rows["split"] == TRAIN) | (rows["steps"] % rows["eval_every"] == 0) | (rows["steps"] == last)
     return rows.drop(columns="eval_every").reset_index(drop=True)
 
 
@@ -82,7 +83,7 @@ def time_to_target(rows: pd.DataFrame, pairs: pd.DataFrame, definition: str) -> 
     cells = cells.dropna(subset="target")
     watched = rows[(rows["split"] == split) & rows["regular"]]
     hits = watched.merge(cells[["run_id", "reference", "target", "status"]], on="run_id")
-    hits = hits[(sign * hits[column] <= sign * hits["target"]) & (hits["status"] == "completed")]
+    hits = hits[(sign * hits[column] <= sign * hits["target"]) & (hits["status"] == Status.completed)]
     first = hits.drop_duplicates(["run_id", "reference"])[["run_id", "reference", *QUANTITIES]]
     cells = cells.merge(first, on=["run_id", "reference"], how="left")
     cells["reached"] = cells["steps"].notna()
@@ -107,10 +108,10 @@ def paired(runs: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     Returns:
         run_id, status, reference, reference_run_id.
     """
-    chosen = runs[runs["status"] == "completed"].merge(references, on=ROW)
+    chosen = runs[runs["status"] == Status.completed].merge(references, on=ROW)
     chosen = chosen.rename(columns={"run_id": "reference_run_id"})
     chosen = chosen[[*WORKLOAD, "seed", "reference", "for_schedule", "reference_run_id"]]
-    ended = runs[runs["status"].isin(["completed", "diverged"])]
+    ended = runs[runs["status"].isin([Status.completed, Status.diverged])]
     pairs = ended.merge(chosen, on=[*WORKLOAD, "seed"])
     pairs = pairs[(pairs["for_schedule"] == "") | (pairs["for_schedule"] == pairs["schedule"])]
     return pairs[["run_id", "status", "reference", "reference_run_id"]]

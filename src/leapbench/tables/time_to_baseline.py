@@ -12,7 +12,8 @@ import pandas as pd
 
 from leapbench import stats
 from leapbench.clock import CHARGED
-from leapbench.read import LEAPS, Suite
+from leapbench.names import LEAPS, VALIDATION, VERIFICATION, Status
+from leapbench.read import Suite
 from leapbench.tables.common import Published, Table
 from leapbench.tables.methods import REFERENCES, ROW, SCIENCE, WORKLOAD, References, methods, references, workload_name
 from leapbench.tables.numbers import MISSING, interval, number, summarised
@@ -59,8 +60,8 @@ def leaps_of(suite: Suite) -> Leaps:
     """Rows, curves and references of a suite's mode=leap runs."""
     runs = methods(suite)
     rows = curves(suite, runs)
-    verification = rows[(rows["split"] == "verification") & rows["regular"]].groupby("run_id")["loss_nats"].min()
-    counts = runs.assign(seeds=runs["status"] == "completed", diverged=runs["status"] == "diverged")
+    verification = rows[(rows["split"] == VERIFICATION) & rows["regular"]].groupby("run_id")["loss_nats"].min()
+    counts = runs.assign(seeds=runs["status"] == Status.completed, diverged=runs["status"] == Status.diverged)
     counts = counts.groupby(ROW, sort=False)[["seeds", "diverged"]].sum().astype(int).reset_index()
     table = runs[SCIENCE].drop_duplicates(ROW).merge(counts, on=ROW)
     return Leaps(suite, runs, rows, references(suite, runs, verification), table)
@@ -77,7 +78,7 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
     for workload in leaps.rows[WORKLOAD].drop_duplicates().to_dict("records"):
         lines = list(leaps.references.remarks[tuple(workload.values())])
         remarks[workload_name(workload)] = [*lines, DIGITS] if workload["dataset"] == "digits" else lines
-    seeds = leaps.runs.loc[leaps.runs["status"] == "completed", "seed"].nunique()
+    seeds = leaps.runs.loc[leaps.runs["status"] == Status.completed, "seed"].nunique()
     header = (
         "Time until a run first reaches what its baseline reached at best, over the baseline's own time to it; below 1 "
         f"is faster. Mean [interval] of the ratios of {seeds} {'seed' if seeds == 1 else 'seeds'}, each paired with "
@@ -142,9 +143,9 @@ def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
 
 def per_run(leaps: Leaps) -> pd.DataFrame:
     """run_id and MEASURED of the completed runs, without what a run has none of."""
-    done = leaps.runs[leaps.runs["status"] == "completed"]
+    done = leaps.runs[leaps.runs["status"] == Status.completed]
     rows = leaps.curves[leaps.curves["run_id"].isin(done["run_id"])]
-    regular = rows[(rows["split"] == "validation") & rows["regular"]].groupby("run_id")
+    regular = rows[(rows["split"] == VALIDATION) & rows["regular"]].groupby("run_id")
     last = rows.groupby("run_id").last()
     proposals = leaps.suite.records[LEAPS].groupby("run_id").agg(
         leaps_proposed=("adopted", "size"), leaps_adopted=("adopted", "sum"), changed_pct=("changed_share", "mean")
@@ -178,7 +179,7 @@ def _measured(leaps: Leaps) -> pd.DataFrame:
 def laps_of(leaps: Leaps) -> pd.DataFrame:
     """ROW, seed, charged_s and the share of every charged lap in percent, of the completed runs."""
     last = leaps.curves.groupby("run_id").last().reset_index()
-    done = leaps.runs.loc[leaps.runs["status"] == "completed", ["run_id", "seed", *ROW]].merge(last, on="run_id")
+    done = leaps.runs.loc[leaps.runs["status"] == Status.completed, ["run_id", "seed", *ROW]].merge(last, on="run_id")
     for lap in CHARGED:
         done[f"{lap}_pct"] = 100 * done[f"{lap}_s"] / done["charged_s"]
     return done[[*ROW, "seed", "charged_s", *(f"{lap}_pct" for lap in CHARGED)]]

@@ -1,0 +1,107 @@
+"""The words that several rooms share, each in one place. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+from typing import TypeVar
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def choice(kind: type[E], value: str, key: str) -> E:
+    """`value`, given as `key`, as a member of `kind`.
+
+    Raises:
+        ValueError: it is none; the message lists them.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{key}={value} is unknown; use {' or '.join(kind)}") from None
+
+
+# ---- data: methods may look at verification, only the scorer looks at validation -------------------------------------
+SPLITS = TRAIN, VERIFICATION, VALIDATION = ("train", "verification", "validation")
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+BASELINE = "none"  # the predictor of plain training
+CONTROLS = AVERAGE, PERSISTENCE = ("average", "persistence")  # in every run that observes, and in every table
+
+
+class Mode(StrEnum):
+    """observe: predict and score, never touch the training. leap: adopt."""
+
+    observe = auto()
+    leap = auto()
+
+
+class RuleName(StrEnum):
+    """What decides whether a candidate is adopted; `leapbench.prediction.rules` has the equations."""
+
+    strict = auto()
+    adaptive = auto()
+    proximity = auto()
+    always = auto()
+    falling = auto()
+
+
+# Those that the stored losses of a proposal decide, so that tables can.
+JUDGED = (RuleName.strict, RuleName.adaptive, RuleName.proximity)
+
+
+class Gate(StrEnum):
+    """The regimes in which to propose."""
+
+    any = auto()
+    not_chaotic = auto()
+    stable = auto()
+    confirmed = auto()
+
+
+class MomentsAfterLeap(StrEnum):
+    """The optimizer's state after an adoption: as it was, as if no step had been taken, or zero with its step count."""
+
+    keep = auto()
+    reset = auto()
+    published = auto()
+
+
+class HistoryAfterLeap(StrEnum):
+    """The snapshots from before an adoption."""
+
+    keep = auto()
+    clear = auto()
+
+
+class Regime(StrEnum):
+    """How fast the network's function changes."""
+
+    unknown = auto()
+    chaotic = auto()
+    transition = auto()
+    stable = auto()
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+class Status(StrEnum):
+    """How a run stands. The first four are final and stand in its summary; `failed` ones are run again on demand."""
+
+    completed = auto()
+    diverged = auto()
+    skipped = auto()
+    failed = auto()
+    partial = auto()
+    running = auto()
+    pending = auto()
+    missing = auto()
+
+
+FAILURES = (Status.diverged, Status.failed)
+UNCOUNTED = (Status.failed, Status.diverged, Status.skipped, Status.partial)
+
+# The files of a run.
+CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
+EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
+CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
+STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
+CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"

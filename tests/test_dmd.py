@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClas
 import twins
 from leapbench import weights as weights_module
 from leapbench.predictors import dmd as dmd_module
-from leapbench.predictors.dmd import Dmd, displacement, gram_of, groups, rank_of, runs
+from leapbench.predictors.dmd import Dmd, displacement, gram_of, groups, rank_of
 from leapbench.predictors.linear import Linear
+from leapbench.weights import places
 from twins import history_of, linear_system, smooth
 
 EPS32, EPS64 = 2.0**-24, 2.0**-53
@@ -213,10 +214,10 @@ def test_groups_are_the_components_of_blocks_and_the_other_modules(model):
 def test_a_group_may_lie_apart():
     layout = twins.layout_of({"h.0.a.w": (3,), "h.0.a.b": (2,), "h.0.b.w": (4,), "h.0.a.v": (5,), "bare": (6,)})
     found = groups(layout, "group")
-    assert [runs(entries) for entries in found] == [
-        [slice(0, 5), slice(9, 14)], [slice(5, 9)], [slice(14, 20)],
+    assert [places(entries) for entries in found] == [
+        (slice(0, 5), slice(9, 14)), (slice(5, 9),), (slice(14, 20),),
     ]  # fmt: skip
-    assert runs(list(layout)) == [slice(0, 20)]
+    assert places(list(layout)) == (slice(0, 20),)
     columns = smooth(0, size=20)
     history = history_of(columns, shapes={entry.name: tuple(entry.shape) for entry in layout})
     predicted = Dmd(scope="group").predict(history, 7)

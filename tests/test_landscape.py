@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from leapbench.candidate import Candidates
 from leapbench.config import LandscapeConfig
 from leapbench.history import Ring
 from leapbench.landscape import along_the_direction, parabola
 from leapbench.predictors.average import Average
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.persistence import Persistence
-from leapbench.propose import Proposer
 from leapbench.weights import FlatWeights
 
 
@@ -24,11 +24,11 @@ def test_the_parabola_through_three_points():
 
 
 @pytest.fixture
-def proposer():
+def moved():
     """Weights that moved by (1, 2, 0, -1) in the last 10 steps, under the loss ||w||^2."""
     model = nn.Linear(4, 1, bias=False)
     weights = FlatWeights(model)
-    ring = Ring(capacity=3, interval=10, layout=weights.layout, lr_at=lambda p: 0.0)
+    ring = Ring(capacity=3, interval=10, layout=weights.layout, factor_at=lambda p: 0.0)
     predictors = {"persistence": Persistence(), "linear": Linear(), "average": Average(context=3)}
 
     @torch.no_grad()
@@ -38,18 +38,18 @@ def proposer():
     ring.push(10, 10, torch.tensor([0.0, 0.0, 1.0, 1.0]))
     weights.vector.copy_(torch.tensor([1.0, 2.0, 1.0, 0.0]))
     ring.push(20, 20, weights.vector)
-    return Proposer(model, weights, ring, predictors, loss)
+    return Candidates(model, weights, loss), predictors, ring.history()
 
 
-def test_the_loss_along_a_direction(proposer):
+def test_the_loss_along_a_direction(moved):
     fractions = [2.0, 0.25, 0.5, 1.0]
-    found = list(along_the_direction(proposer, LandscapeConfig(K=5, fractions=fractions), loss_now=6.0))
+    found = list(along_the_direction(*moved, LandscapeConfig(K=5, fractions=fractions), loss_now=6.0))
     # Half an interval ahead: the displacement is half of (1, 2, 0, -1), from (1, 2, 1, 0).
-    position, moved = torch.tensor([1.0, 2.0, 1.0, 0.0]), torch.tensor([0.5, 1.0, 0.0, -0.5])
+    position, ahead = torch.tensor([1.0, 2.0, 1.0, 0.0]), torch.tensor([0.5, 1.0, 0.0, -0.5])
     assert [row["fraction"] for row in found] == sorted(fractions)
     for row in found:
         assert row["predictor"] == "linear" and row["K"] == 5 and row["loss_now_nats"] == 6.0
-        assert row["loss_nats"] == pytest.approx(float(((position + row["fraction"] * moved) ** 2).sum()))
-        assert row["directional_derivative"] == pytest.approx(float(2 * position @ moved))
-        assert row["curvature"] == pytest.approx(float(2 * moved @ moved))
-    assert torch.equal(proposer.weights.vector, position)
+        assert row["loss_nats"] == pytest.approx(float(((position + row["fraction"] * ahead) ** 2).sum()))
+        assert row["directional_derivative"] == pytest.approx(float(2 * position @ ahead))
+        assert row["curvature"] == pytest.approx(float(2 * ahead @ ahead))
+    assert torch.equal(moved[0].weights.vector, position)

@@ -42,11 +42,9 @@ def plain_training(config, workload):
     model = GPT2LMHeadModel(architecture).train()
     torch.manual_seed(seed_of(config, "training"))
     o, steps, warmup, floor = config.optimizer, config.train.steps, config.schedule.warmup, config.schedule.floor
-    common = {"params": model.parameters(), "weight_decay": o.weight_decay, "fused": True}
-    if o.name == "adamw":
-        optimizer = torch.optim.AdamW(betas=o.betas, eps=o.eps, **common)
-    else:
-        optimizer = torch.optim.SGD(momentum=o.momentum or 0.0, **common)
+    keys = {key: value for key, value in o.settings.items() if key != "_target_"}
+    kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.SGD
+    optimizer = kind(model.parameters(), fused=True, **keys)
     for step in range(steps):
         if step < warmup:
             factor = (step + 1) / warmup

@@ -21,10 +21,10 @@ from helpers import (
     write_texts,
 )
 from leapbench import cascade
+from leapbench.candidate import Candidates
 from leapbench.config import ConfigError
 from leapbench.names import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
 from leapbench.predictors.quadratic import Quadratic
-from leapbench.propose import Proposer
 from leapbench.run import run
 
 PROTOCOLS = ("exact", "paper", "code")
@@ -164,14 +164,14 @@ def test_distances_and_losses_equal_a_recomputation(everything, name):
 
 def test_the_distance_is_that_of_the_candidate_whose_loss_is_given(lab, monkeypatch):
     weights, candidates = {}, {}
-    scored = Proposer.loss_of
+    scored = Candidates.loss_of
 
-    def watched(proposer, candidate):
-        loss = scored(proposer, candidate)
+    def watched(candidates_, candidate):
+        loss = scored(candidates_, candidate)
         candidates[loss] = candidate.clone()
         return loss
 
-    monkeypatch.setattr(Proposer, "loss_of", watched)
+    monkeypatch.setattr(Candidates, "loss_of", watched)
     with captured(monkeypatch, lambda workload, index: weights.setdefault(index, flat(workload.model))) as made:
         folder = run(lab.config("predictor=momentum", "protocol=code", "seed=3")).folder
     weights[STEPS] = flat(made[0].model)

@@ -11,10 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import twins
 from leapbench import weights as weights_module
 from leapbench.predictors import dmd as dmd_module
-from leapbench.predictors.dmd import Dmd
-from leapbench.predictors.linear import Linear
-from leapbench.predictors.masked_linear import MaskedLinear
-from leapbench.predictors.masks import (
+from leapbench.predictors._masks import (
     accelerates_code,
     accelerates_paper,
     consistent,
@@ -22,6 +19,9 @@ from leapbench.predictors.masks import (
     random_subset,
     subset_of,
 )
+from leapbench.predictors.dmd import Dmd
+from leapbench.predictors.linear import Linear
+from leapbench.predictors.masked_linear import MaskedLinear
 from leapbench.predictors.pdt import MODES, VARIANTS, Pdt
 from leapbench.predictors.pdt_linear import PdtLinear
 from leapbench.predictors.pdt_nonselective import PdtNonselective

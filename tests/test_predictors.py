@@ -1,6 +1,7 @@
 """Every predictor: equal to the printed equation, exact where a closed form says so, and pure."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,18 @@ from hypothesis import strategies as st
 
 import twins
 from leapbench import weights as weights_module
-from leapbench.history import Adam, History, Snapshot
+from leapbench.candidate import rescaled
+from leapbench.history import History, Snapshot
+from leapbench.moments import AdamGroup, Moments
+from leapbench.predictor import spacing
 from leapbench.predictors.average import Average
-from leapbench.predictors.base import spacing
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.momentum import Momentum
 from leapbench.predictors.momentum_decay import MomentumDecay
 from leapbench.predictors.persistence import Persistence
 from leapbench.predictors.quadratic import Quadratic
 from leapbench.predictors.trend import Trend
-from leapbench.propose import rescaled
-from leapbench.weights import FlatMoments, FlatWeights
+from leapbench.weights import FlatWeights
 
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
 HISTORY_TWINS = {
@@ -80,11 +82,11 @@ def test_the_published_clamp_is_seen_from_both_sides():
 def test_momentum_equals_its_twin(monkeypatch, form, c, seed, dtype, chunk):
     monkeypatch.setattr(weights_module, "CPU_CHUNK", chunk)
     history = twins.random_history(seed, weights_dtype=dtype, moments_dtype=dtype)
-    now, adam = history.now, history.adam
+    now, (adam,) = history.now, history.adam
     theta, m, v = (twins.tensors(history, x) for x in (now.weights, now.exp_avg, now.exp_avg_sq))
     predictor = MomentumDecay() if form == "decay" else Momentum(form)
     for K in (1, 10, 100):
-        lrs = [history.lr_at(67 + j) for j in range(K)]  # the position is 60 + 7
+        lrs = [history.factor_at(67 + j) for j in range(K)]  # the position is 60 + 7
         found = twins.tensors(history, rescaled(predictor.predict(history, K), history, c))
         for t in theta:
             if form == "exact":
@@ -183,13 +185,13 @@ def frozen_run(weight_decay, K, updates=30):
             optimizer.step()
 
     steps(0, updates)
-    moments = FlatMoments(optimizer, weights)
+    moments = Moments(optimizer, weights)
     now = Snapshot(
         updates, updates, weights.vector.clone(), moments.exp_avg.clone(), moments.exp_avg_sq.clone(), moments.updates
     )
-    adam = Adam(0.9, 0.99, 1e-8, weight_decay)
+    adam = AdamGroup(0.9, 0.99, 1e-8, weight_decay, lr=1.0, places=(slice(0, weights.layout.size),))
     steps(updates, updates + K)
-    return History((now,), weights.layout, twins.schedule, adam), weights.vector
+    return History((now,), weights.layout, twins.schedule, (adam,)), weights.vector
 
 
 @pytest.mark.parametrize("K", [1, 5, 25])
@@ -215,20 +217,18 @@ def test_momentum_exact_with_decay_differs_from_real_steps_by_the_second_order_o
 
 
 def replace_decay(history, weight_decay):
-    adam = history.adam
-    assert adam is not None
-    changed = Adam(adam.beta1, adam.beta2, adam.eps, weight_decay)
-    return History(history.snapshots, history.layout, history.lr_at, changed)
+    changed = tuple(replace(group, weight_decay=weight_decay) for group in history.adam)
+    return replace(history, adam=changed)
 
 
 def test_momentum_sums_the_schedule_over_the_skipped_positions():
     asked = []
 
-    def lr_at(position):
+    def factor_at(position):
         asked.append(position)
         return 1e-3
 
-    history = twins.random_history(0, lr_at=lr_at)
+    history = twins.random_history(0, factor_at=factor_at)
     for predictor in (Momentum("exact"), MomentumDecay()):
         asked.clear()
         predictor.predict(history, 4)
@@ -239,7 +239,7 @@ def test_momentum_sums_the_schedule_over_the_skipped_positions():
 
 
 def test_decaying_momentum_stops_after_a_while():
-    history = replace_decay(twins.random_history(0, lr_at=lambda p: 1e-3), 0.0)
+    history = replace_decay(twins.random_history(0, factor_at=lambda p: 1e-3), 0.0)
     far, farther = (MomentumDecay().predict(history, K) for K in (200, 400))
     assert torch.equal(far, farther)
     limit = Momentum("exact").predict(history, 9) - history.now.weights  # 0.9 + 0.81 + ... = 9
@@ -291,7 +291,7 @@ def test_candidates_are_built_in_the_scratch_given(name):
     history = twins.random_history(2)
     wanted = EVERYTHING[name].predict(history, 7)
     scratch = torch.full_like(wanted, float("nan"))
-    lent = History(history.snapshots, history.layout, history.lr_at, history.adam, scratch=[scratch])
+    lent = replace(history, scratch=[scratch])
     found = EVERYTHING[name].predict(lent, 7)
     assert found.data_ptr() == scratch.data_ptr()
     assert torch.equal(found, wanted)
@@ -302,9 +302,9 @@ def test_momentum_without_moments_is_refused(predictor):
     history = twins.random_history(0)
     bare = tuple(Snapshot(s.step, s.position, s.weights) for s in history.snapshots)
     with pytest.raises(ValueError, match="moments"):
-        predictor.predict(History(bare, history.layout, history.lr_at, twins.ADAM), 5)
+        predictor.predict(replace(history, snapshots=bare), 5)
     with pytest.raises(ValueError, match="moments"):
-        predictor.predict(History(history.snapshots, history.layout, history.lr_at), 5)
+        predictor.predict(replace(history, adam=()), 5)
 
 
 def test_mistakes_are_refused():

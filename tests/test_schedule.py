@@ -1,4 +1,4 @@
-"""The learning rate over positions."""
+"""Learning rates over positions, as shares of the peak."""
 
 import itertools
 import math
@@ -6,14 +6,12 @@ import math
 import pytest
 
 from leapbench.config import ScheduleConfig
-from leapbench.schedule import lr_at
-
-PEAK = 3e-4
+from leapbench.schedule import factor_at
 
 
 def rates(name, steps=100, **options):
-    function = lr_at(ScheduleConfig(name=name, **options), PEAK, steps)
-    return [function(position) / PEAK for position in range(steps + 1)]
+    function = factor_at(ScheduleConfig(name=name, **options), steps)
+    return [function(position) for position in range(steps + 1)]
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])
@@ -37,8 +35,8 @@ def test_cosine_ends_at_its_floor():
 
 
 def test_cosine_stays_at_its_floor_beyond_the_run():
-    beyond = lr_at(ScheduleConfig(name="cosine", warmup=20, floor=0.1), PEAK, 100)
-    assert beyond(150) == pytest.approx(0.1 * PEAK)
+    beyond = factor_at(ScheduleConfig(name="cosine", warmup=20, floor=0.1), 100)
+    assert beyond(150) == pytest.approx(0.1)
 
 
 def test_wsd_is_flat_and_then_a_line_to_its_floor():
@@ -47,8 +45,8 @@ def test_wsd_is_flat_and_then_a_line_to_its_floor():
     assert found[90] == pytest.approx(0.75)
     assert found[100] == pytest.approx(0.5)
     assert rates("wsd", warmup=0, decay=0.5, floor=0.0)[75] == pytest.approx(0.5)
-    beyond = lr_at(ScheduleConfig(name="wsd", decay=0.2, floor=0.5), PEAK, 100)
-    assert beyond(300) == pytest.approx(0.5 * PEAK)
+    beyond = factor_at(ScheduleConfig(name="wsd", decay=0.2, floor=0.5), 100)
+    assert beyond(300) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from leapbench import weights as module
-from leapbench.weights import FlatMoments, FlatWeights, Layout, chunks, combine
+from leapbench.moments import Moments
+from leapbench.weights import FlatWeights, Layout, chunks, combine
 
 OPTIMIZERS = {
     "adamw fused": lambda ps: torch.optim.AdamW(ps, lr=1e-2, weight_decay=0.1, fused=True),
@@ -125,7 +126,7 @@ def test_moments_are_views_that_every_step_updates(name):
     weights = FlatWeights(model)
     optimizer = OPTIMIZERS[name](weights.parameters)
     train(weights.parameters, optimizer, 2)
-    moments = FlatMoments(optimizer, weights)
+    moments = Moments(optimizer, weights)
     assert moments.updates == 2
     addresses = moments.exp_avg.data_ptr(), moments.exp_avg_sq.data_ptr()
     train(weights.parameters, optimizer, 3, seed=2)
@@ -144,7 +145,7 @@ def test_moments_can_be_rebuilt_after_the_optimizer_was_loaded(name):
     weights = FlatWeights(model)
     optimizer = OPTIMIZERS[name](weights.parameters)
     train(weights.parameters, optimizer, 2)
-    moments = FlatMoments(optimizer, weights)
+    moments = Moments(optimizer, weights)
     saved_weights, saved = weights.vector.clone(), copy.deepcopy(optimizer.state_dict())
     train(weights.parameters, optimizer, 3, seed=2)
     wanted = weights.vector.clone(), moments.exp_avg.clone(), moments.exp_avg_sq.clone()
@@ -153,7 +154,7 @@ def test_moments_can_be_rebuilt_after_the_optimizer_was_loaded(name):
     again.vector.copy_(saved_weights)
     resumed = OPTIMIZERS[name](again.parameters)
     resumed.load_state_dict(saved)
-    rebuilt = FlatMoments(resumed, again)
+    rebuilt = Moments(resumed, again)
     assert rebuilt.updates == 2
     train(again.parameters, resumed, 3, seed=2)
     for mine, theirs in zip((again.vector, rebuilt.exp_avg, rebuilt.exp_avg_sq), wanted, strict=True):

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from leapbench.history import Adam, History, Snapshot
+from leapbench.history import History, Snapshot
+from leapbench.moments import AdamGroup
 from leapbench.weights import Entry, Layout
 
 Array = np.ndarray
@@ -95,7 +96,7 @@ def masked_linear(thetas: list[Array], steps: list[int], K: int) -> Array:
     return np.where(np.sign(c - a) == np.sign(a - older), a + tau * (c - a), c)
 
 
-def momentum_exact(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: Adam) -> Array:
+def momentum_exact(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: AdamGroup) -> Array:
     mhat, vhat = m / (1 - adam.beta1**t), v / (1 - adam.beta2**t)
     total = np.zeros_like(theta)
     for lr in lrs:
@@ -103,7 +104,7 @@ def momentum_exact(theta: Array, m: Array, v: Array, t: int, lrs: list[float], a
     return theta - total
 
 
-def momentum_decay(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: Adam) -> Array:
+def momentum_decay(theta: Array, m: Array, v: Array, t: int, lrs: list[float], adam: AdamGroup) -> Array:
     mhat, vhat = m / (1 - adam.beta1**t), v / (1 - adam.beta2**t)
     total = np.zeros_like(theta)
     for lr in lrs:
@@ -112,7 +113,7 @@ def momentum_decay(theta: Array, m: Array, v: Array, t: int, lrs: list[float], a
     return theta - total
 
 
-def momentum_paper(theta: Array, m: Array, v: Array, K: int, adam: Adam) -> Array:
+def momentum_paper(theta: Array, m: Array, v: Array, K: int, adam: AdamGroup) -> Array:
     return theta + K * m / (np.sqrt(v) + adam.eps)
 
 
@@ -128,7 +129,8 @@ def _differences(thetas: list[Array], steps: list[int], K: int) -> tuple[float, 
 # ---- what twins and predictors are compared on -----------------------------------------------------------------------
 
 SHAPES = {"a": (7, 5), "still": (3,), "b": (4, 2, 3), "scalar": ()}
-ADAM = Adam(beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+SIZE = sum(math.prod(shape) for shape in SHAPES.values())
+ADAM = AdamGroup(beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1, lr=1.0, places=(slice(0, SIZE),))
 
 
 def layout_of(shapes: dict[str, tuple[int, ...]]) -> Layout:
@@ -149,7 +151,7 @@ def random_history(
     steps: tuple[int, ...] = (10, 20, 30, 40, 50, 60),
     weights_dtype: torch.dtype = torch.float32,
     moments_dtype: torch.dtype = torch.float32,
-    lr_at: Callable[[int], float] = schedule,
+    factor_at: Callable[[int], float] = schedule,
 ) -> History:
     """A random walk with one tensor that stays still, in every kind of snapshot.
 
@@ -170,7 +172,7 @@ def random_history(
         snapshots.append(
             Snapshot(step, step + 7, theta.to(weights_dtype), m.to(moments_dtype), v.to(moments_dtype), updates=step)
         )
-    return History(tuple(snapshots), layout, lr_at, ADAM)
+    return History(tuple(snapshots), layout, factor_at, (ADAM,))
 
 
 def tensors(history: History, vector: torch.Tensor) -> dict[str, Array]:

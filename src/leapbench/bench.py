@@ -13,23 +13,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from leapbench import models
 from leapbench.bench_usual import StateDictWay
+from leapbench.build import build
+from leapbench.candidate import rescaled
 from leapbench.config import PROJECT, Init, ModelConfig
-from leapbench.history import Adam, History, Ring
-from leapbench.predictors.base import Predictor, coefficients_of
-from leapbench.propose import rescaled
+from leapbench.history import History, Ring
+from leapbench.moments import Moments
+from leapbench.optimizers.adamw import AdamW
+from leapbench.predictor import Predictor, coefficients_of
 from leapbench.verify import candidate_loss
-from leapbench.weights import FlatMoments, FlatWeights
+from leapbench.weights import FlatWeights
 
 PREDICT_AT_MOST, SWAP_AT_LEAST = 1.5, 8.0
 LARGE = 10_000_000  # parameters; smaller weights stay in cache, and are measured more often
 LR, INTERVAL, K = 1e-3, 50, 75
-ADAM = Adam(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01)
 Measure = Callable[[], object]
 
 
@@ -113,8 +114,13 @@ def variants() -> dict[tuple[str, str], Predictor]:
         method = OmegaConf.load(path)
         for protocol in protocols if "_target_" in method else ():
             spec = OmegaConf.merge(method, OmegaConf.select(protocol, f"predictors.{path.stem}") or {})
-            found[path.stem, OmegaConf.select(spec, "form") or ""] = instantiate(spec)
+            found[path.stem, OmegaConf.select(spec, "form") or ""] = build(dict(spec), path.stem)
     return found
+
+
+def constant(position: int) -> float:
+    """A schedule without any change."""
+    return 1.0
 
 
 class Subject:
@@ -123,14 +129,14 @@ class Subject:
     def __init__(self, parameters: int, device: torch.device, context: int) -> None:
         self.model = Bodiless(gpt2_like(parameters).to(device))
         self.weights = FlatWeights(self.model)
-        optimizer = torch.optim.AdamW(self.weights.parameters, LR, (ADAM.beta1, ADAM.beta2), ADAM.eps, fused=True)
+        optimizer = AdamW(self.weights.named_parameters(), LR)
         for p in self.weights.parameters:
             p.grad = 1e-3 * torch.randn_like(p)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.moments = FlatMoments(optimizer, self.weights)
+        self.moments = Moments(optimizer, self.weights)
         self.scratch = torch.empty_like(self.weights.vector)
-        ring = Ring(context, INTERVAL, self.weights.layout, lambda position: LR, ADAM, moments_capacity=1)
+        ring = Ring(context, INTERVAL, self.weights.layout, constant, self.moments.groups, moments_capacity=1)
         for i in range(1, context + 1):
             self.weights.vector.add_(torch.randn_like(self.weights.vector), alpha=LR)
             ring.push(i * INTERVAL, i * INTERVAL, self.weights.vector, self.moments)
@@ -142,11 +148,11 @@ class Subject:
 
     def snapshot(self, moments: bool) -> Measure:
         """What copies the live weights, and the moments if wanted, into a full ring."""
-        ring = Ring(1, 0, self.weights.layout, lambda position: LR, ADAM, moments_capacity=int(moments))
+        ring = Ring(1, 0, self.weights.layout, constant, self.moments.groups, moments_capacity=int(moments))
         return partial(ring.push, 0, 0, self.weights.vector, self.moments)
 
     def predict(self, predictor: Predictor) -> Tensor:
-        """A candidate, built where :class:`leapbench.propose.Proposer` has it built."""
+        """A candidate, built where an observed run has it built."""
         return predictor.predict(replace(self.history, scratch=[self.scratch]), K)
 
     def swap(self, predictor: Predictor) -> None:

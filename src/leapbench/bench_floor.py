@@ -16,10 +16,10 @@ import torch
 
 from leapbench.bench import Timing, fastest, interleaved
 from leapbench.config import RunConfig
-from leapbench.loop import build_optimizer
 from leapbench.names import VALIDATION
 from leapbench.run import pick_device, run
-from leapbench.schedule import lr_at
+from leapbench.schedule import factor_at
+from leapbench.step import TrainingStep, build_optimizer
 from leapbench.workload import Workload
 
 AT_MOST = 1.05
@@ -107,19 +107,14 @@ def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:
 
 
 def train(config: RunConfig, device: torch.device) -> None:
-    """The configuration's training as a plain PyTorch loop."""
+    """The configuration's training steps and nothing else."""
     workload = Workload(config, device)
     parameters = list(workload.model.parameters())
-    optimizer = build_optimizer(config.optimizer, parameters)
-    learning_rate = lr_at(config.schedule, config.optimizer.lr, config.train.steps)
-    for step in range(config.train.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        workload.loss(workload.forward, workload.train_batch(step)).backward()
-        if config.train.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, config.train.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    optimizer = build_optimizer(config.optimizer, list(workload.model.named_parameters()))
+    schedule = factor_at(config.schedule, config.train.steps)
+    step = TrainingStep(workload, workload.forward, parameters, optimizer, schedule)
+    for index in range(config.train.steps):
+        step(index, index)
 
 
 def repeated(workload: Workload, passes: dict[str, int]) -> None:

@@ -8,8 +8,9 @@ from functools import partial, reduce
 
 from torch import Tensor, nn
 
-from leapbench.history import Adam, History
-from leapbench.predictors.base import Predictor, coefficients_of, spacing
+from leapbench.history import History
+from leapbench.moments import AdamGroup
+from leapbench.predictor import Predictor, coefficients_of, spacing
 from leapbench.predictors.momentum import Momentum
 from leapbench.predictors.momentum_decay import MomentumDecay
 from leapbench.predictors.quadratic import Quadratic
@@ -67,19 +68,19 @@ class StateDictWay:
         Takes the snapshots of the tensor, oldest first, or its (theta, m, v, scale) for a method that reads moments.
         """
         history, K = self.flat, self.K
-        adam, position = history.adam, history.now.position
+        position = history.now.position
         coefficients = coefficients_of(predictor, history, K)
         if coefficients is not None:
             return partial(_sum, coefficients)
         if isinstance(predictor, Quadratic):
             return partial(_clamped, K / spacing(history.steps))
-        assert adam is not None
+        (adam,) = history.adam
         if isinstance(predictor, Momentum) and predictor.form == "paper":
             return lambda theta, m, v, c: theta + c * K * m / (v.sqrt() + adam.eps)
         if isinstance(predictor, Momentum) and predictor.form == "code":
-            return lambda theta, m, v, c: theta - c * K * history.lr_at(position) * m / (v.sqrt() + 1e-8)
+            return lambda theta, m, v, c: theta - c * K * adam.lr * history.factor_at(position) * m / (v.sqrt() + 1e-8)
         if isinstance(predictor, Momentum | MomentumDecay):
-            lrs = [history.lr_at(position + j) for j in range(K)]
+            lrs = [adam.lr * history.factor_at(position + j) for j in range(K)]
             fading = adam.beta1 if isinstance(predictor, MomentumDecay) else 1.0
             faded = sum(lr * fading ** (j + 1) for j, lr in enumerate(lrs))
             return partial(_adamw, adam, history.now.updates, sum(lrs), faded)
@@ -98,6 +99,8 @@ def _clamped(s: float, older: Tensor, old: Tensor, now: Tensor) -> Tensor:
     return now + s * d1 + s * s / 2 * d2
 
 
-def _adamw(adam: Adam, u: int, lrs: float, faded: float, theta: Tensor, m: Tensor, v: Tensor, scale: float) -> Tensor:
+def _adamw(
+    adam: AdamGroup, u: int, lrs: float, faded: float, theta: Tensor, m: Tensor, v: Tensor, scale: float
+) -> Tensor:
     mhat, vhat = m / (1 - adam.beta1**u), v / (1 - adam.beta2**u)
     return theta - scale * (faded * mhat / (vhat.sqrt() + adam.eps) + lrs * adam.weight_decay * theta)

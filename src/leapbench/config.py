@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from leapbench.names import Gate, HistoryAfterLeap, Mode, MomentsAfterLeap, RuleName
 
 PROJECT = Path(__file__).resolve().parents[2]
+NONE = "none"  # the name of a group that adds nothing
 
 
 class ConfigError(Exception):
@@ -63,14 +64,6 @@ class LrFrom(StrEnum):
     given = auto()
     tuned = auto()
     published = auto()
-
-
-class OptimizerName(StrEnum):
-    """Update rules."""
-
-    adamw = auto()
-    sgd = auto()
-    sgd_momentum = auto()
 
 
 class ScheduleName(StrEnum):
@@ -216,15 +209,20 @@ class DatasetConfig:
 
 @dataclass
 class OptimizerConfig:
-    """An optimizer by name with its hyper-parameters; keys that it does not have stay None."""
+    """An optimizer by name; `settings` are `_target_` and what it takes besides the parameters and lr."""
 
-    name: OptimizerName = MISSING
+    name: str = MISSING
     lr: Any = MISSING
     lr_from: LrFrom = LrFrom.given
-    weight_decay: float = bounded(0.0, least=0)
-    betas: tuple[float, float] | None = None
-    eps: float | None = bounded(None, least=0)
-    momentum: float | None = bounded(None, least=0)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class WrapperConfig:
+    """What goes around the optimizer; `settings` are `_target_` and what it takes besides the optimizer and weights."""
+
+    name: str = MISSING
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -375,6 +373,7 @@ class RunConfig:
     model: ModelConfig
     dataset: DatasetConfig
     optimizer: OptimizerConfig
+    wrapper: WrapperConfig
     schedule: ScheduleConfig
     regime: RegimeConfig
     train: TrainConfig
@@ -427,12 +426,13 @@ class RunConfig:
 
     @property
     def idle_keys(self) -> tuple[str, ...]:
-        """Keys that a run of this mode never reads, so that they do not make another run of it."""
+        """Keys that such a run never reads, so that they do not make another run of it."""
+        without = () if self.wrapper.name != NONE else ("wrapper",)
         if self.mode == Mode.observe:
-            return ("leap", "verify.resample")
+            return (*without, "leap", "verify.resample")
         if not self.predictors:
-            return ("leap", "verify.resample", "cascade", "landscape", "regime", "K")
-        return ("cascade", "landscape") if self.gated else ("cascade", "landscape", "regime")
+            return (*without, "leap", "verify.resample", "cascade", "landscape", "regime", "K")
+        return (*without, "cascade", "landscape", *(() if self.gated else ("regime",)))
 
     @property
     def gated(self) -> bool:
@@ -455,9 +455,12 @@ class RunConfig:
     def training(self) -> dict[str, Any]:
         """The part of `science` that decides the trajectory of an untouched training."""
         science = self.science()
-        keys = ("model", "dataset", "optimizer", "schedule", "train", "seed")
+        keys = ("model", "dataset", "optimizer", "wrapper", "schedule", "train", "seed")
         science["optimizer"].pop("lr_from")
-        return {key: science[key] for key in keys} | {"init": self.init, "pad_in_loss": self.pad_in_loss}
+        return {key: science[key] for key in keys if key in science} | {
+            "init": self.init,
+            "pad_in_loss": self.pad_in_loss,
+        }
 
     @property
     def run_id(self) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leapbench.candidate import Candidate
 from leapbench.history import History
-from leapbench.predictors.base import Predictor, coefficients_of
 from leapbench.weights import chunks
 
 
@@ -52,12 +52,12 @@ class DistanceToTruth:
             gram += (rows @ rows.T).double().cpu()
         self.gram = gram
 
-    def of(self, predictor: Predictor, K: int, scale: float = 1.0) -> Distance:
-        """Distance of theta_t + scale (prediction - theta_t), for `predictor`'s prediction K steps ahead."""
-        coefficients = coefficients_of(predictor, self.history, K)
-        true_sq = float(self.gram[-1, -1])
+    def of(self, candidate: Candidate) -> Distance:
+        """Distance of a candidate made at the newest snapshot: by algebra if it is a sum of snapshots."""
+        coefficients, scale, true_sq = candidate.coefficients, candidate.scale, float(self.gram[-1, -1])
         if coefficients is None:
-            moved_sq, inner = self._measured(predictor.predict(self.history, K))
+            assert candidate.full is not None
+            moved_sq, inner = self._measured(candidate.full)
         else:
             weights = torch.zeros(len(self.gram), dtype=torch.float64)
             older = torch.tensor(coefficients[:-1], dtype=torch.float64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from leapbench.weights import FlatMoments, Layout
+from leapbench.moments import AdamGroup, Moments
+from leapbench.weights import Layout
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Snapshot:
 
     Attributes:
         step: gradient updates done.
-        position: place in the schedule; the next update would use `lr_at(position)`.
+        position: place in the schedule; the next update would use `factor_at(position)`.
         weights: (N,).
         exp_avg, exp_avg_sq: (N,) Adam's moments, or None.
         updates: optimizer steps behind the moments (Adam's t).
@@ -32,31 +34,21 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Adam:
-    """The constants of AdamW's update rule."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-
-
-@dataclass(frozen=True)
 class History:
     """What a predictor sees: snapshots from oldest to newest and the rules of the training.
 
     Attributes:
         snapshots: at least one.
         layout: names, shapes and offsets within the vectors.
-        lr_at: position -> learning rate of the update that leaves this position.
-        adam: the optimizer's constants, or None when it keeps no Adam moments.
+        factor_at: position -> what the learning rates are multiplied by in the update that leaves this position.
+        adam: the rules of the optimizer's parameter groups; empty when it keeps no Adam moments.
         scratch: vectors (N,) float32 to build candidates in, each handed out once; empty = fresh memory.
     """
 
     snapshots: tuple[Snapshot, ...]
     layout: Layout
-    lr_at: Callable[[int], float]
-    adam: Adam | None = None
+    factor_at: Callable[[int], float]
+    adam: tuple[AdamGroup, ...] = ()
     scratch: list[Tensor] = field(default_factory=list)
 
     @property
@@ -108,22 +100,22 @@ class Ring:
         capacity: int,
         interval: int,
         layout: Layout,
-        lr_at: Callable[[int], float],
-        adam: Adam | None = None,
+        factor_at: Callable[[int], float],
+        adam: tuple[AdamGroup, ...] = (),
         moments_capacity: int = 0,
         weights_dtype: torch.dtype = torch.float32,
         moments_dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
         self.capacity, self.moments_capacity, self.interval = capacity, moments_capacity, interval
-        self.layout, self.lr_at, self.adam = layout, lr_at, adam
+        self.layout, self.factor_at, self.adam = layout, factor_at, adam
         self.weights_dtype, self.moments_dtype, self.device = weights_dtype, moments_dtype, device
         self._snapshots: list[Snapshot] = []
 
     def __len__(self) -> int:
         return len(self._snapshots)
 
-    def push(self, step: int, position: int, weights: Tensor, moments: FlatMoments | None = None) -> None:
+    def push(self, step: int, position: int, weights: Tensor, moments: Moments | None = None) -> None:
         """Copy the live weights, and the moments if any are kept, in as the newest snapshot.
 
         Raises:
@@ -165,23 +157,20 @@ class Ring:
         chosen = tuple(s for s in self._snapshots if until is None or s.step <= until)
         if until is not None and (not chosen or chosen[-1].step != until):
             raise ValueError(f"the snapshot of step {until} is no longer kept")
-        return History(chosen, self.layout, self.lr_at, self.adam)
+        return History(chosen, self.layout, self.factor_at, self.adam)
 
-    def state_dict(self) -> list[Snapshot]:
-        """The snapshots, oldest first, to be saved in a checkpoint."""
-        return list(self._snapshots)
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The snapshots, oldest first, as plain data and tensors, to be saved in a checkpoint."""
+        return [dict(vars(snapshot)) for snapshot in self._snapshots]
 
-    def load_state_dict(self, snapshots: list[Snapshot], device: torch.device) -> None:
+    def load_state_dict(self, snapshots: list[dict[str, Any]], device: torch.device) -> None:
         """Take over the snapshots of a checkpoint; `device` is where the weights are."""
         place = self.device or device
 
-        def move(vector: Tensor | None) -> Tensor | None:
-            return None if vector is None else vector.to(place)
+        def kept(value: Any) -> Any:
+            return value.to(place) if isinstance(value, Tensor) else value
 
-        self._snapshots = [
-            replace(s, weights=s.weights.to(place), exp_avg=move(s.exp_avg), exp_avg_sq=move(s.exp_avg_sq))
-            for s in snapshots
-        ]
+        self._snapshots = [Snapshot(**{key: kept(value) for key, value in saved.items()}) for saved in snapshots]
 
     def _take_moments(self) -> tuple[Tensor | None, Tensor | None]:
         """The vectors of the oldest snapshot with moments, if as many as allowed have them."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from leapbench.candidate import Candidates, rescaled
 from leapbench.config import LandscapeConfig
-from leapbench.predictors.persistence import Persistence
-from leapbench.propose import Proposer, rescaled
+from leapbench.history import History
+from leapbench.names import PERSISTENCE
+from leapbench.predictor import Predictor
 
 
-def along_the_direction(proposer: Proposer, config: LandscapeConfig, loss_now: float) -> Iterator[dict[str, Any]]:
+def along_the_direction(
+    candidates: Candidates,
+    predictors: Mapping[str, Predictor],
+    history: History,
+    config: LandscapeConfig,
+    loss_now: float,
+) -> Iterator[dict[str, Any]]:
     """Loss at theta_t + f (candidate - theta_t) for each fraction f of the displacement predicted for K steps.
 
     Leap+Verify, arXiv:2602.19580, landscape probe.
@@ -20,12 +28,11 @@ def along_the_direction(proposer: Proposer, config: LandscapeConfig, loss_now: f
         of one predictor, the derivative at 0 (nats per displacement) and the curvature (nats per displacement squared)
         of the parabola through 0 and the two smallest fractions.
     """
-    history = proposer.ring.history()
-    for name, predictor in proposer.predictors.items():
-        if isinstance(predictor, Persistence) or predictor.context > len(history.snapshots):
+    for name, predictor in predictors.items():
+        if name == PERSISTENCE or predictor.context > len(history.snapshots):
             continue
         full = predictor.predict(history, config.K)
-        losses = {f: proposer.loss_of(rescaled(full, history, f)) for f in sorted(config.fractions)}
+        losses = {f: candidates.loss_of(rescaled(full, history, f)) for f in sorted(config.fractions)}
         slope, curvature = parabola(loss_now, *list(losses.items())[:2])
         for fraction, loss in losses.items():
             row = {"predictor": name, "K": config.K, "fraction": fraction, "loss_nats": loss, "loss_now_nats": loss_now}

@@ -13,18 +13,22 @@ import torch
 from tqdm import tqdm
 
 from leapbench.clock import Clock
-from leapbench.config import OptimizerConfig, RunConfig
-from leapbench.leap import Leaper
+from leapbench.config import RunConfig
+from leapbench.leaping import Leaping
 from leapbench.logger import Logger
-from leapbench.names import EVALS, TRAIN, VALIDATION, VERIFICATION, Status
+from leapbench.mode import Mode
+from leapbench.names import VALIDATION, Status
+from leapbench.names import Mode as ModeName
 from leapbench.observe import Observer
-from leapbench.record import RunFolder, finite
-from leapbench.schedule import lr_at
+from leapbench.record import RunFolder
+from leapbench.schedule import factor_at
+from leapbench.scores import DivergedError, Scores
 from leapbench.signals import Deferred
+from leapbench.step import Scored, TrainingStep, build_optimizer, build_wrapper
 from leapbench.weights import FlatWeights
-from leapbench.workload import Score, Workload, seed_of
+from leapbench.workload import Workload, seed_of
 
-MODES: dict[str, type[Observer | Leaper]] = {"observe": Observer, "leap": Leaper}
+MODES: dict[ModeName, type[Observer] | type[Leaping]] = {ModeName.observe: Observer, ModeName.leap: Leaping}
 
 
 def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger, stop: Deferred) -> dict[str, Any]:
@@ -38,160 +42,91 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     device, model, steps, interval = workload.device, workload.model, config.train.steps, config.train.interval
     saved = folder.load_checkpoint(device)
     folder.open(saved["offsets"] if saved else None)
-    weights = FlatWeights(model)
-    optimizer = build_optimizer(config.optimizer, weights.parameters)
-    learning_rate = lr_at(config.schedule, config.optimizer.lr, steps)
     clock = Clock(device, saved["clock"] if saved else None)
-    mode = MODES[config.mode](config, workload, weights, optimizer, learning_rate, clock, folder)
-    best: dict[str, Any] = {}
+    scores = Scores(folder, logger, clock)
+    weights = FlatWeights.of(model)
+    optimizer = build_optimizer(config.optimizer, weights.named_parameters())
+    wrapper = build_wrapper(config.wrapper, optimizer, weights)
+    scored = Scored(model, weights, wrapper)
+    schedule = factor_at(config.schedule, steps)
+    training_step = TrainingStep(workload, workload.forward, weights.parameters, optimizer, schedule, wrapper)
+    mode: Mode = MODES[config.mode](config, workload, scored, optimizer, schedule, clock, folder, scores)
     step, position, train_loss = 0, 0, torch.zeros((), device=device)
     set_rng(seed_of(config, "training"))
     if saved:
         weights.vector.copy_(saved["weights"])
         workload.load_buffers(saved["buffers"])
-        optimizer.load_state_dict(saved["optimizer"])
-        mode.load_state_dict(saved["mode"])
-        step, position, train_loss, best = saved["step"], saved["position"], saved["train_loss"], saved["best"]
+        for part, state in ((optimizer, "optimizer"), (wrapper, "wrapper"), (mode, "mode"), (scores, "scores")):
+            part.load_state_dict(saved[state])
+        step, position, train_loss = saved["step"], saved["position"], saved["train_loss"]
         load_rng(saved["rng"], device)
-    losses: dict[str, float] = dict(saved["losses"]) if saved else {}
     last_saved_s = time.monotonic()
     bar = tqdm(
         total=steps, initial=position, desc=f"{config.model.name} seed {config.seed}", unit="step",
         disable=not config.progress, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True,
     )  # fmt: skip
 
-    def evaluated(split: str, score: Score) -> None:
-        """Record the loss, nats, and the accuracy if there is one, of the weights at `step`."""
-        losses[split] = score.loss
-        second = {"perplexity": perplexity(score.loss)} if score.accuracy is None else {"accuracy": score.accuracy}
-        seconds = {f"{lap}_s": spent for lap, spent in clock.now().items() if lap != "other"}
-        row = {"step": step, "position": position, "split": split, "loss_nats": score.loss} | second
-        folder.append(EVALS, row | seconds)
-        logger.log(
-            {f"{split}/loss_nats": score.loss} | {f"{split}/{key}": value for key, value in second.items()}, step
-        )
+    def summary(status: Status, reason: str | None) -> dict[str, Any]:
+        """What summary.json says of a run that came to its end."""
+        bar.close()
+        laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
+        return {
+            "status": status, "reason": reason and f"{reason}; lower optimizer.lr={config.optimizer.lr}",
+            "steps": step, "position": position, "final": scores.final(), "best": scores.best,
+            "totals": {"charged_s": clock.charged, **laps, **mode.totals()},
+            "verify": {"sequences": config.verify.sequences, "batch_size": config.verify.batch_size},
+            "skipped": mode.skipped,
+        }  # fmt: skip
 
     while position < steps:
-        # ---- train -------------------------------------------------------------------------------------------------
+        # ---- train ---------------------------------------------------------------------------------------------------
         clock.enter("train")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(position)
-        loss = workload.loss(workload.forward, workload.train_batch(step))
-        loss.backward()
-        if config.train.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(weights.parameters, config.train.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        train_loss += loss.detach()
+        train_loss += training_step(step, position)
         step, position = step + 1, position + 1
-
-        # ---- look: the loss that proposals start from, the truth for those that aimed here ---------------------------
-        at_checkpoint = step % interval == 0
-        loss_now = mode.look(step, at_checkpoint)
-        if at_checkpoint:
+        mean_loss = None
+        if step % interval == 0:
             clock.enter("other")
             mean_loss = float(train_loss) / interval
             train_loss.zero_()
-            if not math.isfinite(mean_loss) or not math.isfinite(loss_now or 0.0):
-                bar.close()
-                reason = f"the loss became {mean_loss} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-                return summary(Status.diverged, reason, step, position, losses, best, clock, mode)
-            evaluated(TRAIN, Score(mean_loss, None))
-            if loss_now is not None:
-                evaluated(VERIFICATION, Score(loss_now, None))
 
-            # ---- snapshot ------------------------------------------------------------------------------------------
-            clock.enter("snapshot")
-            mode.snapshot(step, position)
-
-            # ---- regime --------------------------------------------------------------------------------------------
-            clock.enter("regime")
-            mode.find_regimes(step)
-
-            # ---- predict, verify, adopt ----------------------------------------------------------------------------
-            clock.enter("other")
-            position = mode.propose(step, position, loss_now, mean_loss)
-            clock.enter("eval")
-            mode.explore(step, loss_now)
+        # ---- snapshot, regime, predict, verify, adopt: what the mode makes of this step ------------------------------
+        try:
+            position = mode.after_step(step, position, mean_loss)
+        except DivergedError as error:
+            return summary(Status.diverged, str(error))
         bar.update(position - bar.n)
 
-        # ---- evaluate ----------------------------------------------------------------------------------------------
-        if step % config.eval.every == 0 or position == steps or step in mode.followed:
+        # ---- evaluate ------------------------------------------------------------------------------------------------
+        for split in mode.splits_due(step, position):
             clock.enter("eval")
-            for split in mode.scored:
-                evaluated(split, workload.score(model, split))
-            if losses[VALIDATION] < best.get("validation_loss_nats", math.inf):
-                best = {"validation_loss_nats": losses[VALIDATION], "step": step, "position": position}
-            bar.set_postfix(loss=f"{losses['validation']:.3f}", refresh=False)
+            scores.record(split, workload.score(scored.forward, split), step, position)
+            bar.set_postfix(loss=f"{scores.losses[split]:.3f}", refresh=False)
 
-        # ---- checkpoint --------------------------------------------------------------------------------------------
-        if at_checkpoint:
+        # ---- checkpoint ----------------------------------------------------------------------------------------------
+        if mean_loss is not None:
             clock.enter("other")
             folder.flush()
         if position < steps and (stop.asked or due(config, step, time.monotonic() - last_saved_s)):
             clock.enter("other")
             folder.save_checkpoint(
                 {
-                    "step": step, "position": position, "weights": weights.vector,
+                    "step": step, "position": position, "train_loss": train_loss, "weights": weights.vector,
                     "buffers": workload.buffers(), "optimizer": optimizer.state_dict(),
-                    "mode": mode.state_dict(), "train_loss": train_loss, "losses": losses, "best": best,
+                    "wrapper": wrapper.state_dict(), "mode": mode.state_dict(), "scores": scores.state_dict(),
                     "clock": clock.now(), "rng": rng_state(device),
                 }
             )  # fmt: skip
             last_saved_s = time.monotonic()
             stop.obey()
-    bar.close()
-    if not math.isfinite(losses[VALIDATION]):
-        reason = f"the loss became {losses['validation']} by step {step}; lower optimizer.lr={config.optimizer.lr}"
-        return summary(Status.diverged, reason, step, position, losses, best, clock, mode)
-    return summary(Status.completed, None, step, position, losses, best, clock, mode)
-
-
-def summary(
-    status: str,
-    reason: str | None,
-    step: int,
-    position: int,
-    losses: dict[str, float],
-    best: dict[str, Any],
-    clock: Clock,
-    mode: Observer | Leaper,
-) -> dict[str, Any]:
-    """What summary.json says of a run that came to its end."""
-    laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
-    return {
-        "status": status,
-        "reason": reason,
-        "steps": step,
-        "position": position,
-        "final": {f"{split}_loss_nats": finite(loss) for split, loss in losses.items()},
-        "best": best,
-        "totals": {"charged_s": clock.charged, **laps, **mode.totals()},
-        "verify": {"sequences": mode.config.verify.sequences, "batch_size": mode.config.verify.batch_size},
-        "skipped": mode.skipped,
-    }
-
-
-def build_optimizer(config: OptimizerConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer that the configuration names; its learning rate is set before every step."""
-    if config.name == "adamw":
-        assert config.betas is not None and config.eps is not None
-        return torch.optim.AdamW(
-            parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
-        )
-    momentum = config.momentum or 0.0
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=momentum, weight_decay=config.weight_decay, fused=True)
+    if not math.isfinite(scores.losses[VALIDATION]):
+        return summary(Status.diverged, f"the loss became {scores.losses[VALIDATION]} by step {step}")
+    return summary(Status.completed, None)
 
 
 def due(config: RunConfig, step: int, since_s: float) -> bool:
     """Whether a checkpoint is due, by steps or by seconds since the last."""
     by_steps, by_time = config.checkpoint.every_steps, config.checkpoint.every_s
     return (by_steps is not None and step % by_steps == 0) or (by_time is not None and since_s >= by_time)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), inf where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def set_rng(seed: int) -> None:

@@ -2,179 +2,237 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
+from leapbench.candidate import Candidate, Candidates, Memo, key_of_sum
 from leapbench.cascade import chained, retrained
 from leapbench.clock import Clock
-from leapbench.config import CascadeForm, ConfigError, ProtocolConfig, RunConfig
+from leapbench.config import CascadeForm, ProtocolConfig, RunConfig
 from leapbench.distance import DistanceToTruth
-from leapbench.history import Adam, Ring
+from leapbench.history import Ring
 from leapbench.landscape import along_the_direction
+from leapbench.methods import build_detector, build_predictors, unusable
+from leapbench.moments import moments_of
 from leapbench.names import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, VALIDATION, Regime
-from leapbench.predictors.base import Predictor
-from leapbench.propose import Proposer
+from leapbench.predictor import Predictor
 from leapbench.record import RunFolder
 from leapbench.regime import RegimeDetector
-from leapbench.weights import FlatMoments, FlatWeights
+from leapbench.scores import Scores
+from leapbench.step import Scored
 from leapbench.workload import Workload
 
 
 @dataclass
-class Scorer:
+class Reading:
     """One protocol at work on the shared trajectory."""
 
     name: str
     protocol: ProtocolConfig
-    proposer: Proposer
+    predictors: dict[str, Predictor]
+    ring: Ring
     detector: RegimeDetector
     regime: Regime = Regime.unknown
     confirmed: bool = False
 
 
+@dataclass
+class Pending:
+    """A proposal that waits for the step it aims at: its row so far, and what its distance follows from."""
+
+    row: dict[str, Any]
+    candidate: Candidate
+
+
 class Observer:
     """Takes snapshots, finds regimes, proposes, and fills in the truth when step t + K comes.
 
-    Rings are shared by protocols that store snapshots alike, and so are the losses of equal candidates.
+    What is observed are the weights that the run would hand over. Rings are shared by protocols that store snapshots
+    alike, and so are equal candidates.
 
     Attributes:
-        scored: the splits evaluated with `eval.every`; the verification loss is taken at every checkpoint anyway.
-        followed: further steps at which to evaluate: none.
         skipped: predictors left out, with the reason.
     """
-
-    scored = (VALIDATION,)
-    followed: tuple[int, ...] = ()
 
     def __init__(
         self,
         config: RunConfig,
         workload: Workload,
-        weights: FlatWeights,
+        scored: Scored,
         optimizer: torch.optim.Optimizer,
-        lr_at: Callable[[int], float],
+        factor_at: Callable[[int], float],
         clock: Clock,
         folder: RunFolder,
+        scores: Scores,
     ) -> None:
-        self.config, self.workload, self.weights = config, workload, weights
-        self.optimizer, self.clock, self.folder = optimizer, clock, folder
-        self.memo: dict[Hashable, float] = {}
-        self.moments: FlatMoments | None = None
-        self.pending: dict[int, list[dict[str, Any]]] = {}
-        self.rings: dict[tuple[str, str], Ring] = {}
+        self.config, self.workload, self.scored = config, workload, scored
+        self.clock, self.folder, self.scores = clock, folder, scores
         self.skipped = unusable(config)
-        self.scorers = [self._scorer(name, protocol, lr_at) for name, protocol in config.protocols.items()]
-        self.needs_moments = any(
-            p.needs_moments for scorer in self.scorers for p in scorer.proposer.predictors.values()
-        )
+        built = {name: build_predictors(config, protocol, self.skipped) for name, protocol in config.protocols.items()}
+        needed = any(predictor.needs_moments for chosen in built.values() for predictor in chosen.values())
+        self.moments = moments_of(optimizer, scored.weights) if needed else None
+        self.rings: dict[str, Ring] = {}
+        device = torch.device(config.history_device) if config.history_device else None
+        for name, protocol in config.protocols.items():
+            self.rings.setdefault(stored(protocol), self._ring(protocol, built[name], factor_at, device))
+        self.readings = [
+            Reading(name, protocol, built[name], self.rings[stored(protocol)], build_detector(config, name))
+            for name, protocol in config.protocols.items()
+        ]
+        self.candidates = Candidates(workload.model, scored.weights, workload.verification_loss, device, clock)
+        self.memo: Memo = {}
+        self.pending: dict[int, list[Pending]] = {}
+        self.proposals = 0
 
-    def look(self, step: int, at_checkpoint: bool) -> float | None:
-        """The verification loss, nats, where a proposal starts from this step or has aimed at it."""
-        if not at_checkpoint and step not in self.pending:
-            return None
-        self.clock.enter("verify" if at_checkpoint else "eval")
-        loss = self.workload.verification_loss(self.workload.model)
+    def after_step(self, step: int, position: int, mean_loss: float | None) -> int:
+        """See :class:`leapbench.mode.Mode`; the position stays."""
+        if mean_loss is None and step not in self.pending:
+            return position
+
+        # ---- the loss now: where proposals start from, and the truth for those that aimed here -----------------------
+        self.clock.enter("eval" if mean_loss is None else "verify")
+        loss_now = self.workload.verification_loss(self.scored.forward)
         self.clock.enter("eval")
-        self.resolve(step, loss)
-        return loss
+        self._resolve(step, loss_now)
+        if mean_loss is None:
+            return position
+        self.clock.enter("other")
+        self.scores.interval(step, position, mean_loss, loss_now)
 
-    def snapshot(self, step: int, position: int) -> None:
-        """Copy the live weights (and moments, where a predictor reads them) into every ring."""
-        if self.needs_moments and self.moments is None:
-            self.moments = FlatMoments(self.optimizer, self.weights)
+        # ---- snapshot ------------------------------------------------------------------------------------------------
+        self.clock.enter("snapshot")
         for ring in self.rings.values():
-            ring.push(step, position, self.weights.vector, self.moments)
-
-    def find_regimes(self, step: int) -> None:
-        """One regimes row per protocol; the probes are run once."""
-        hidden, mask = self.workload.probe_states()
-        for scorer in self.scorers:
-            similarity, scorer.regime, scorer.confirmed = scorer.detector.update(hidden, mask)
-            row = {"step": step, "protocol": scorer.name, "similarity": similarity, "regime": scorer.regime}
-            row |= {"confirmed": scorer.confirmed, "tau_low": scorer.detector.tau_low}
-            row |= {"tau_high": scorer.detector.tau_high, "underflow_share": self._underflow(scorer.protocol)}
-            self.folder.append(REGIMES, row)
-
-    def propose(self, step: int, position: int, loss_now: float | None, mean_loss: float) -> int:
-        """Score every predictor and K whose truth will be seen; the rows wait for step t + K. The position stays."""
-        assert loss_now is not None
-        horizons = [K for K in self.config.horizons if step + K <= self.config.train.steps]
+            ring.push(step, position, self.scored.vector, self.moments)
         self.memo.clear()
-        for scorer in self.scorers:
-            for p in scorer.proposer.propose(horizons, loss_now):
-                row = {"step": step, "protocol": scorer.name, "predictor": p.predictor, "K": p.K}
-                row |= {"regime": scorer.regime, "confirmed": scorer.confirmed, "loss_now_nats": loss_now}
-                row |= {"loss_pred_nats": p.loss, "predict_s": p.predict_s, "verify_s": p.verify_s, "scale": p.scale}
-                self.pending.setdefault(step + p.K, []).append(row)
+
+        # ---- regime --------------------------------------------------------------------------------------------------
+        self.clock.enter("regime")
+        self._find_regimes(step)
+
+        # ---- predict, verify -----------------------------------------------------------------------------------------
+        self.clock.enter("other")
+        self._propose(step, loss_now)
+        self.clock.enter("eval")
+        self._explore(step, loss_now)
         return position
 
-    def resolve(self, step: int, loss_true: float) -> None:
+    def splits_due(self, step: int, position: int) -> tuple[str, ...]:
+        """Validation every `eval.every` steps and at the end; the verification loss is taken at snapshots anyway."""
+        return (VALIDATION,) if step % self.config.eval.every == 0 or position == self.config.train.steps else ()
+
+    def _find_regimes(self, step: int) -> None:
+        """One regimes row per protocol; the probes are run once."""
+        hidden, mask = self.workload.probe_states()
+        for reading in self.readings:
+            similarity, reading.regime, reading.confirmed = reading.detector.update(hidden, mask)
+            row = {"step": step, "protocol": reading.name, "similarity": similarity, "regime": reading.regime}
+            row |= {"confirmed": reading.confirmed, "tau_low": reading.detector.tau_low}
+            row |= {"tau_high": reading.detector.tau_high, "underflow_share": self._underflow(reading.protocol)}
+            self.folder.append(REGIMES, row)
+
+    def _propose(self, step: int, loss_now: float) -> None:
+        """Score every predictor and K whose truth will be seen; the rows wait for step t + K."""
+        horizons = [K for K in self.config.horizons if step + K <= self.config.train.steps]
+        for reading in self.readings:
+            history = reading.ring.history()
+            if reading.ring.weights_dtype == self.scored.vector.dtype:
+                self.memo[key_of_sum(history, [(step, 1.0)])] = Candidate(None, 1.0, loss_now, [1.0])
+            ready = {name: p for name, p in reading.predictors.items() if p.context <= len(history.snapshots)}
+            for name, predictor in ready.items():
+                for K in horizons:
+                    candidate = self.candidates.known(predictor, history, K, self.memo)
+                    row = {"step": step, "protocol": reading.name, "predictor": name, "K": K}
+                    row |= {"regime": reading.regime, "confirmed": reading.confirmed, "loss_now_nats": loss_now}
+                    row |= {"loss_pred_nats": candidate.loss, "predict_s": candidate.predict_s}
+                    row |= {"verify_s": candidate.verify_s, "scale": candidate.scale}
+                    self.pending.setdefault(step + K, []).append(Pending(row, candidate))
+                    self.proposals += 1
+
+    def _resolve(self, step: int, loss_true: float) -> None:
         """Write the proposals that aimed at `step`, with the loss and the distance to the weights reached."""
-        distances: dict[tuple[int, int], DistanceToTruth] = {}
-        predictors = {scorer.name: scorer.proposer for scorer in self.scorers}
-        for row in self.pending.pop(step, []):
-            proposer = predictors[row["protocol"]]
-            key = (id(proposer.ring), row["step"])
+        distances: dict[tuple[str, int], DistanceToTruth] = {}
+        arrived = self.pending.pop(step, [])
+        for pending in arrived:
+            row, kind = pending.row, stored(self.config.protocols[pending.row["protocol"]])
+            key = (kind, row["step"])
             if key not in distances:
-                distances[key] = DistanceToTruth(proposer.ring.history(until=row["step"]), self.weights.vector)
-            d = distances[key].of(proposer.predictors[row["predictor"]], row["K"], row["scale"])
+                distances[key] = DistanceToTruth(self.rings[kind].history(until=row["step"]), self.scored.vector)
+            d = distances[key].of(pending.candidate)
             ok = abs(row["loss_pred_nats"]) < float("inf")
             row |= {"loss_true_nats": loss_true, "rel_l2_to_true": d.rel_l2_to_true}
             row |= {"rel_l2_now_to_true": d.rel_l2_now_to_true, "cosine": d.cosine}
             self.folder.append(PROPOSALS, row | {"adopted": False, "status": "ok" if ok else "nonfinite"})
+        waiting = {place(other.candidate) for others in self.pending.values() for other in others}
+        for pending in arrived:
+            if place(pending.candidate) not in waiting:
+                self.candidates.release(pending.candidate)
 
-    def explore(self, step: int, loss_now: float | None) -> None:
+    def _explore(self, step: int, loss_now: float) -> None:
         """The optional probes: cascades from confirmed-stable checkpoints, and the landscape of the first protocol."""
-        assert loss_now is not None
-        for scorer in self.scorers if self.config.cascade.enabled else []:
-            if scorer.confirmed:
+        for reading in self.readings if self.config.cascade.enabled else []:
+            if reading.confirmed:
                 for depth, K in self.config.cascade.chains:
-                    form = chained if scorer.protocol.cascade == CascadeForm.chain else retrained
-                    for row in form(scorer.proposer, self.workload, depth, K):
-                        where = {"step": step, "protocol": scorer.name, "depth": depth, "K": K}
+                    form = chained if reading.protocol.cascade == CascadeForm.chain else retrained
+                    for row in form(
+                        self.candidates, reading.predictors, reading.ring.history(), self.workload, depth, K
+                    ):
+                        where = {"step": step, "protocol": reading.name, "depth": depth, "K": K}
                         self.folder.append(CASCADE, where | {"loss_now_nats": loss_now} | row)
         if self.config.landscape.enabled:
-            first = self.scorers[0]
-            for row in along_the_direction(first.proposer, self.config.landscape, loss_now):
+            first = self.readings[0]
+            history = first.ring.history()
+            for row in along_the_direction(self.candidates, first.predictors, history, self.config.landscape, loss_now):
                 self.folder.append(LANDSCAPE, {"step": step, "protocol": first.name, **row})
 
     def totals(self) -> dict[str, int]:
-        """What the summary says of this mode: nothing."""
-        return {}
+        """How many proposals were made."""
+        return {"proposals": self.proposals}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
-            "rings": {key: ring.state_dict() for key, ring in self.rings.items()},
-            "detectors": {scorer.name: scorer.detector.state_dict() for scorer in self.scorers},
-            "pending": self.pending,
-        }
+            "rings": {kind: ring.state_dict() for kind, ring in self.rings.items()},
+            "detectors": {reading.name: reading.detector.state_dict() for reading in self.readings},
+            "pending": {step: [vars(one.candidate) | {"row": one.row} for one in waiting]
+                        for step, waiting in self.pending.items()},
+            "proposals": self.proposals,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
-        for key, ring in self.rings.items():
-            ring.load_state_dict(state["rings"][key], self.weights.vector.device)
-        for scorer in self.scorers:
-            scorer.detector.load_state_dict(state["detectors"][scorer.name])
-        self.pending = state["pending"]
+        for kind, ring in self.rings.items():
+            ring.load_state_dict(state["rings"][kind], self.scored.weights.vector.device)
+        for reading in self.readings:
+            reading.detector.load_state_dict(state["detectors"][reading.name])
+        self.pending = {
+            step: [Pending(one["row"], Candidate(**{k: v for k, v in one.items() if k != "row"})) for one in waiting]
+            for step, waiting in state["pending"].items()
+        }
+        self.proposals = state["proposals"]
 
-    def _scorer(self, name: str, protocol: ProtocolConfig, lr_at: Callable[[int], float]) -> Scorer:
-        config = self.config
-        predictors = build_predictors(config, protocol, self.skipped)
-        kind = (protocol.history.weights, protocol.history.moments)
-        if kind not in self.rings:
-            # A proposal made K steps ago is compared with the truth before the newest snapshot of its time falls out.
-            waiting = -(-config.horizons[-1] // config.train.interval)
-            self.rings[kind] = build_ring(config, self.weights, predictors, kind, lr_at, waiting)
-        proposer = Proposer(
-            self.workload.model, self.weights, self.rings[kind], predictors,
-            self.workload.verification_loss, self.clock, self.memo,
-        )  # fmt: skip
-        return Scorer(name, protocol, proposer, build_detector(config, name))
+    def _ring(
+        self,
+        protocol: ProtocolConfig,
+        predictors: dict[str, Predictor],
+        factor_at: Callable[[int], float],
+        device: torch.device | None,
+    ) -> Ring:
+        """A ring for the contexts of `predictors`; snapshots stay until the truth of their proposals is known."""
+        waiting = -(-self.config.horizons[-1] // self.config.train.interval)
+        return Ring(
+            capacity=max((p.context for p in predictors.values()), default=1) + waiting,
+            interval=self.config.train.interval,
+            layout=self.scored.weights.layout,
+            factor_at=factor_at,
+            adam=self.moments.groups if self.moments else (),
+            moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0),
+            weights_dtype=getattr(torch, protocol.history.weights),
+            moments_dtype=getattr(torch, protocol.history.moments),
+            device=device,
+        )
 
     def _underflow(self, protocol: ProtocolConfig) -> float | None:
         """Share of positive second moments that become zero in the protocol's storage dtype."""
@@ -185,74 +243,11 @@ class Observer:
         return float(lost.sum()) / max(1, int(positive.sum()))
 
 
-def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Collection[str]) -> dict[str, Predictor]:
-    """The run's predictors by name, in the protocol's forms, without the skipped ones."""
-    return {
-        name: instantiate({**spec, **protocol.predictors.get(name, {})})
-        for name, spec in config.predictors.items()
-        if name not in skipped
-    }
+def place(candidate: Candidate) -> int | None:
+    """Where in memory the prediction lies: the same for protocols that share it."""
+    return None if candidate.full is None else candidate.full.data_ptr()
 
 
-def build_ring(
-    config: RunConfig,
-    weights: FlatWeights,
-    predictors: dict[str, Predictor],
-    kind: tuple[str, str],
-    lr_at: Callable[[int], float],
-    waiting: int,
-) -> Ring:
-    """A ring for the contexts of `predictors` and `waiting` more snapshots, stored in the dtypes `kind`."""
-    optimizer, adam = config.optimizer, None
-    if optimizer.name == "adamw":
-        assert optimizer.betas is not None and optimizer.eps is not None
-        adam = Adam(*optimizer.betas, optimizer.eps, optimizer.weight_decay)
-    weights_dtype, moments_dtype = (getattr(torch, name) for name in kind)
-    return Ring(
-        capacity=max((p.context for p in predictors.values()), default=1) + waiting,
-        interval=config.train.interval,
-        layout=weights.layout,
-        lr_at=lr_at,
-        adam=adam,
-        moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0) + waiting,
-        weights_dtype=weights_dtype,
-        moments_dtype=moments_dtype,
-        device=torch.device(config.history_device) if config.history_device else None,
-    )
-
-
-def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
-    """The regime detector of one of the run's protocols."""
-    pair, reading = config.regime.by_protocol[protocol], config.protocols[protocol]
-    return RegimeDetector(
-        tau_low=sum(pair["tau_low"]) / len(pair["tau_low"]),
-        tau_high=sum(pair["tau_high"]) / len(pair["tau_high"]),
-        inclusive=reading.inclusive,
-        pooling=reading.fingerprint.pooling,
-        cosine=reading.fingerprint.cosine,
-        confirm=config.regime.confirm,
-    )
-
-
-def unusable(config: RunConfig) -> dict[str, str]:
-    """Predictors that this configuration's optimizer cannot serve, with the reason."""
-    if config.optimizer.name == "adamw":
-        return {}
-    reason = f"needs Adam moments; optimizer={config.optimizer.name} keeps none"
-    return {name: reason for name, p in build_predictors(config, config.protocol, {}).items() if p.needs_moments}
-
-
-def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
-    """Raise ConfigError if a predictor, unless it is exempt, would never make a proposal."""
-    interval, steps, K = config.train.interval, config.train.steps, config.horizons[0]
-    for name, predictor in build_predictors(config, config.protocol, exempt).items():
-        if predictor.context * interval + K > steps:
-            raise ConfigError(
-                f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "
-                f"more than train.steps={steps}: its context never fills; raise train.steps or lower train.interval"
-            )
-        if config.mode == "leap" and (config.leap.burn_in + 1) * interval + K > steps:
-            raise ConfigError(
-                f"leap.burn_in={config.leap.burn_in} intervals of {interval} steps and K={K} more do not fit into "
-                f"train.steps={steps}: nothing would ever be proposed; lower leap.burn_in or K, or raise train.steps"
-            )
+def stored(protocol: ProtocolConfig) -> str:
+    """How a protocol stores snapshots: equal for protocols that can share a ring."""
+    return " ".join(asdict(protocol.history).values())

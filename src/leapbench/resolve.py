@@ -10,7 +10,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leapbench.config import PROJECT, ConfigError, LrFrom, PaceName, RunConfig, ScheduleName, SequenceLayout, Thresholds
+from leapbench.config import (
+    PROJECT,
+    ConfigError,
+    LrFrom,
+    OptimizerConfig,
+    PaceName,
+    RunConfig,
+    ScheduleName,
+    SequenceLayout,
+    Thresholds,
+    WrapperConfig,
+)
 from leapbench.names import BASELINE, CONTROLS, Mode
 from leapbench.tuning import TUNED, tuned_lr
 
@@ -34,6 +45,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
         _epochs_to_steps(plain)
         plain.K = parse_horizons(plain.get("K"))
         predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
+        _gather_settings(plain)
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
         for key in sorted(OmegaConf.missing_keys(merged)):
             raise ConfigError(f"{key} has no value; give it one, as in {key}=...")
@@ -77,9 +89,6 @@ def validate(config: RunConfig) -> None:
     _check_bounds(config)
     if not (config.optimizer.lr > 0 and math.isfinite(config.optimizer.lr)):
         raise ConfigError(f"optimizer.lr={config.optimizer.lr} must be a positive number")
-    for beta in config.optimizer.betas or ():
-        if not 0 <= beta < 1:
-            raise ConfigError(f"optimizer.betas={list(config.optimizer.betas or ())} must lie in [0, 1)")
     if config.mode == Mode.leap:
         _check_leap(config)
     if config.schedule.name == ScheduleName.cosine_two_stage and None in (
@@ -180,6 +189,15 @@ def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
             )
         return {name: chosen[name] for name in asked}
     return chosen
+
+
+def _gather_settings(plain: DictConfig) -> None:
+    """Move the keys that only one optimizer or wrapper has, beside its name in its yaml, into `settings`."""
+    for key, kind in (("optimizer", OptimizerConfig), ("wrapper", WrapperConfig)):
+        own: Any = OmegaConf.to_container(plain[key])
+        common = {item.name for item in fields(kind)} - {"settings"}
+        settings = {name: value for name, value in own.items() if name not in common}
+        plain[key] = {name: value for name, value in own.items() if name in common} | {"settings": settings}
 
 
 def _epochs_to_steps(plain: DictConfig) -> None:

@@ -17,8 +17,8 @@ from leapbench import pinned
 from leapbench.config import ConfigError, RunConfig
 from leapbench.lock import slurm_job
 from leapbench.loop import train
+from leapbench.methods import check_contexts, unusable
 from leapbench.names import CONTROLS, Status
-from leapbench.observe import check_contexts, unusable
 from leapbench.progress import ended
 from leapbench.record import RunFolder
 from leapbench.signals import Deferred

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the position alone."""
+"""Learning rates as functions of the position alone: a factor for every parameter group's own rate."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from leapbench.config import ScheduleConfig, ScheduleName
 
 
-def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], float]:
-    """position -> learning rate of the update that leaves this position.
+def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:
+    """position -> learning rate over its peak, of the update that leaves this position.
 
     Args:
-        schedule: constant | cosine (to `floor` x peak) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one
-            from `restart` x peak to `floor` after it, as in PDT's ImageNet runs) | wsd (linear to `floor` x peak over
-            the last `decay` share), each after `warmup` steps of linear warm-up from `warmup_from` x peak.
-        peak: largest learning rate.
+        schedule: constant | cosine (to `floor`) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one from
+            `restart` to `floor` after it, as in PDT's ImageNet runs) | wsd (linear to `floor` over the last `decay`
+            share), each after `warmup` steps of linear warm-up from `warmup_from`; all but positions are shares of the
+            peak.
         steps: positions of the whole run.
     """
     warmup, floor = schedule.warmup, schedule.floor
@@ -35,7 +35,7 @@ def lr_at(schedule: ScheduleConfig, peak: float, steps: int) -> Callable[[int], 
             return max(floor, 1 - (1 - floor) * max(0.0, position - (steps - span)) / span)
         return 1.0
 
-    return lambda position: peak * factor(position)
+    return factor
 
 
 def cosine(high: float, low: float, start: int, end: int, position: int) -> float:

@@ -27,12 +27,17 @@ def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn:
     Args:
         loss_fn: takes something callable like the model, returns the loss in nats.
     """
-    views = layout.views(candidate)
+    return loss_fn(replaced(model, layout, candidate))
+
+
+def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Forward:
+    """Something callable like `model` with its parameters replaced by `vector` (N,); the live weights stay."""
+    views = layout.views(vector)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return functional_call(model, views, args, kwargs)
 
-    return loss_fn(forward)
+    return forward
 
 
 def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:

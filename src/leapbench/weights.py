@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -70,30 +71,53 @@ class FlatWeights:
             p.data = view
         assert self.vector.numel() == self.layout.size
 
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The trainable parameters with their names, as optimizers are built from."""
+        return [(entry.name, p) for entry, p in zip(self.layout, self.parameters, strict=True)]
 
-class FlatMoments:
-    """Adam's two moments as flat vectors (N,), with the optimizer's own state tensors made views of them."""
+    @classmethod
+    def of(cls, model: nn.Module) -> FlatWeights:
+        """The flat weights of `model`, which everybody who asks shares; made at the first call."""
+        known = _KNOWN.get(model)
+        if known is None or not known.intact(model):
+            known = _KNOWN[model] = cls(model)
+        return known
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: FlatWeights) -> None:
-        states = [optimizer.state[p] for p in weights.parameters]
-        self.exp_avg = torch.cat([s["exp_avg"].reshape(-1) for s in states])
-        self.exp_avg_sq = torch.cat([s["exp_avg_sq"].reshape(-1) for s in states])
-        for key, vector in (("exp_avg", self.exp_avg), ("exp_avg_sq", self.exp_avg_sq)):
-            for state, view in zip(states, weights.layout.views(vector).values(), strict=True):
-                state[key] = view
-        self._step = states[0]["step"]
+    def intact(self, model: nn.Module) -> bool:
+        """Whether the trainable parameters of `model` are still views of the vector, in their places."""
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        start, size = self.vector.data_ptr(), self.vector.element_size()
+        return len(trainable) == len(self.layout) and all(
+            p.data_ptr() == start + size * entry.offset and p.shape == entry.shape
+            for p, entry in zip(trainable, self.layout, strict=True)
+        )
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps behind these moments (Adam's t)."""
-        return int(self._step.item())
+
+# Without keeping a model alive.
+_KNOWN: WeakKeyDictionary[nn.Module, FlatWeights] = WeakKeyDictionary()
+
+
+def places(entries: Iterable[Entry]) -> tuple[slice, ...]:
+    """Where entries lie in the vector, ascending, neighbours joined."""
+    joined: list[slice] = []
+    for entry in sorted(entries, key=lambda entry: entry.offset):
+        if joined and joined[-1].stop == entry.offset:
+            joined[-1] = slice(joined[-1].start, entry.offset + entry.size)
+        else:
+            joined.append(slice(entry.offset, entry.offset + entry.size))
+    return tuple(joined)
 
 
 def chunks(size: int, device: torch.device) -> Iterator[slice]:
     """Cover 0 .. size in pieces that suit the device."""
+    return pieces(slice(0, size), device)
+
+
+def pieces(place: slice, device: torch.device) -> Iterator[slice]:
+    """Cover a place of the vector in pieces that suit the device."""
     step = chunk_size(device)
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+    for start in range(place.start, place.stop, step):
+        yield slice(start, min(start + step, place.stop))
 
 
 def chunk_size(device: torch.device) -> int:

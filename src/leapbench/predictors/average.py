@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leapbench.predictors.base import LinearInHistory
+from leapbench.predictor import LinearInHistory
 
 
 class Average(LinearInHistory):
@@ -14,6 +14,8 @@ class Average(LinearInHistory):
     Args:
         context: h, snapshots averaged.
     """
+
+    control = True
 
     def __init__(self, context: int = 5) -> None:
         self.context = context

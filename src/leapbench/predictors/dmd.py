@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,8 @@ from scipy.linalg import fractional_matrix_power
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.base import spacing
-from leapbench.weights import Entry, Layout, combine
+from leapbench.predictor import Predictor, spacing
+from leapbench.weights import Entry, Layout, combine, places
 
 Array = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ CPU_PART, GPU_PART = 1 << 14, 1 << 22
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
-class Dmd:
+class Dmd(Predictor):
     """theta_hat_{t+K} = a + Re{Phi (Lambda^tau - I) Phi^+ a}, tau = K / Delta, a = theta_0 the newest snapshot.
 
     PDT (predictive differential training, ICLR 2026, OpenReview zSTgrLkpRi); DMD of Tu et al., arXiv:1312.0041, with
@@ -60,9 +60,6 @@ class Dmd:
             not finite, or K < 0.
     """
 
-    needs_moments = False
-    scales = (1.0,)
-
     def __init__(self, context: int = 5, rank: int | float = 0, scope: str = "global") -> None:
         if context < 2:
             raise ValueError(f"dmd fits one snapshot to the next: context={context} must be 2 or more")
@@ -84,24 +81,24 @@ class Dmd:
     def _run(self, h: History, tau: float) -> Tensor:
         """Weights tau intervals after the newest of exactly the snapshots that are fitted: (N,) float32."""
         out = h.empty_vector()
-        for system, places in self._systems(h):
-            for place in places:
+        for system, own in self._systems(h):
+            for place in own:
                 system.run([s.weights[place] for s in h.snapshots], tau, out[place])
         return out
 
-    def _systems(self, h: History) -> Iterator[tuple[System, list[slice]]]:
+    def _systems(self, h: History) -> Iterator[tuple[System, Sequence[slice]]]:
         """Every system of the scope, fitted to all snapshots of `h`, and where its weights lie."""
         for entries in groups(h.layout, self.scope):
-            places = self._places(entries)
-            grams = [gram_of([s.weights[place] for s in h.snapshots]) for place in places]
+            own = self._places(entries)
+            grams = [gram_of([s.weights[place] for s in h.snapshots]) for place in own]
             gram = np.sum(grams, axis=0)
             if not np.isfinite(gram).all():
                 raise ValueError("dmd needs finite weights: a snapshot holds inf or nan")
-            yield System(gram, self.rank, rows=sum(entry.size for entry in entries)), places
+            yield System(gram, self.rank, rows=sum(entry.size for entry in entries)), own
 
-    def _places(self, entries: list[Entry]) -> list[slice]:
+    def _places(self, entries: list[Entry]) -> Sequence[slice]:
         """The entries' places, in as few pieces as possible."""
-        return runs(entries)
+        return places(entries)
 
 
 @dataclass(frozen=True)
@@ -158,17 +155,6 @@ def group_of(name: str) -> str:
         if module.isdigit():
             return ".".join(modules[: i + 2])
     return ".".join(modules[:2]) or name
-
-
-def runs(entries: list[Entry]) -> list[slice]:
-    """The places of entries in ascending order, neighbours joined."""
-    places: list[slice] = []
-    for entry in entries:
-        if places and places[-1].stop == entry.offset:
-            places[-1] = slice(places[-1].start, entry.offset + entry.size)
-        else:
-            places.append(slice(entry.offset, entry.offset + entry.size))
-    return places
 
 
 def gram_of(vectors: list[Tensor]) -> Array:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.base import spacing
-from leapbench.predictors.masks import consistent
+from leapbench.predictor import Predictor, spacing
+from leapbench.predictors._masks import consistent
 from leapbench.weights import chunks
 
 
-class MaskedLinear:
+class MaskedLinear(Predictor):
     """theta_hat_{t+K} = theta_0 + s (theta_0 - theta_{-1}) where the last two moves agree in sign, else theta_0.
 
     s = K / Delta: `linear` under a mask, [sign(theta_0 - theta_{-1}) = sign(theta_{-1} - theta_{-2})]. Not in the PDT
@@ -22,9 +22,8 @@ class MaskedLinear:
         ValueError: fewer than three snapshots, or uneven ones.
     """
 
+    control = True
     context = 3
-    needs_moments = False
-    scales = (1.0,)
 
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""

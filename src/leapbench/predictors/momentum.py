@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.weights import chunks
+from leapbench.moments import AdamGroup
+from leapbench.predictor import Predictor
+from leapbench.weights import pieces
 
 FORMS = ("exact", "paper", "code")
 
 
-class Momentum:
+class Momentum(Predictor):
     """K AdamW steps under the assumption that the direction stays.
 
     Leap+Verify, arXiv:2602.19580, section 3 (momentum), with m, v Adam's moments after u updates:
@@ -29,49 +33,78 @@ class Momentum:
         ValueError: unknown form, or a history without Adam's moments.
     """
 
-    context = 1
     needs_moments = True
 
     def __init__(self, form: str = "exact") -> None:
         if form not in FORMS:
             raise ValueError(f"form={form} is unknown; use {' or '.join(FORMS)}")
         self.form = form
-        self.scales: tuple[float, ...] = (1.0, 0.8, 1.2) if form == "code" else (1.0,)
+        self.scales = (1.0, 0.8, 1.2) if form == "code" else (1.0,)
 
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
-        now, adam = history.now, history.adam
-        if adam is None:
-            raise ValueError("momentum needs the optimizer's Adam moments")
+        return moved(history, [self._move(history, group, K) for group in rules_of(history)])
+
+    def _move(self, history: History, group: AdamGroup, K: int) -> Move:
+        position = history.now.position
         if self.form == "paper":
-            return adam_step(history, step=-float(K), eps=adam.eps)
+            return Move(group, step=-float(K), eps=group.eps)
         if self.form == "code":
-            return adam_step(history, step=K * history.lr_at(now.position), eps=1e-8)
-        lrs = [history.lr_at(now.position + j) for j in range(K)]
-        return corrected_step(history, step=sum(lrs), decay=sum(lrs))
+            return Move(group, step=K * (group.lr * history.factor_at(position)), eps=1e-8)
+        lrs = [group.lr * history.factor_at(position + j) for j in range(K)]
+        return corrected(history, group, step=sum(lrs), decay=sum(lrs))
 
 
-def corrected_step(history: History, step: float, decay: float) -> Tensor:
-    """theta - step * mhat / (sqrt(vhat) + eps) - decay * wd * theta, moments bias-corrected: (N,) float32."""
-    adam, u = history.adam, history.now.updates
-    assert adam is not None
+@dataclass(frozen=True)
+class Move:
+    """theta - step * m / (sqrt(v) + eps) - decay * theta, for one group of weights."""
+
+    group: AdamGroup
+    step: float
+    eps: float
+    decay: float = 0.0
+
+
+def rules_of(history: History) -> tuple[AdamGroup, ...]:
+    """The optimizer's update rules.
+
+    Raises:
+        ValueError: it keeps no Adam moments.
+    """
+    if not history.adam:
+        raise ValueError("momentum needs the optimizer's Adam moments")
+    return history.adam
+
+
+def corrected(history: History, group: AdamGroup, step: float, decay: float) -> Move:
+    """theta - step * mhat / (sqrt(vhat) + eps) - decay * wd * theta, moments bias-corrected.
+
+    Raises:
+        ValueError: the snapshot has no moments.
+    """
+    u = history.now.updates
     if u == 0:
         raise ValueError("this snapshot has no Adam moments")
-    first, second = 1 - adam.beta1**u, 1 - adam.beta2**u
+    first, second = 1 - group.beta1**u, 1 - group.beta2**u
     # sqrt(v / second) + eps = (sqrt(v) + eps sqrt(second)) / sqrt(second): the corrections move into scalars.
-    return adam_step(history, step * second**0.5 / first, adam.eps * second**0.5, decay * adam.weight_decay)
+    return Move(group, step * second**0.5 / first, group.eps * second**0.5, decay * group.weight_decay)
 
 
-def adam_step(history: History, step: float, eps: float, decay: float = 0.0) -> Tensor:
-    """theta - step * m / (sqrt(v) + eps) - decay * theta: (N,) float32, in one pass over theta, m and v."""
+def moved(history: History, moves: list[Move]) -> Tensor:
+    """The weights after all moves: (N,) float32, in one pass over theta, m and v.
+
+    Raises:
+        ValueError: the snapshot has no moments.
+    """
     now, out = history.now, history.empty_vector()
     if now.exp_avg is None or now.exp_avg_sq is None:
         raise ValueError("this snapshot has no Adam moments")
-    for piece in chunks(out.numel(), out.device):
-        part, v = out[piece], now.exp_avg_sq[piece]
-        theta, m = now.weights[piece].to(out.dtype), now.exp_avg[piece].to(out.dtype)
-        root = torch.sqrt(v, out=part) if v.dtype == out.dtype else part.copy_(v).sqrt_()
-        torch.addcdiv(theta, m, root.add_(eps), value=-step, out=part)
-        if decay:
-            part.add_(theta, alpha=-decay)
+    for move in moves:
+        for piece in (piece for place in move.group.places for piece in pieces(place, out.device)):
+            part, v = out[piece], now.exp_avg_sq[piece]
+            theta, m = now.weights[piece].to(out.dtype), now.exp_avg[piece].to(out.dtype)
+            root = torch.sqrt(v, out=part) if v.dtype == out.dtype else part.copy_(v).sqrt_()
+            torch.addcdiv(theta, m, root.add_(move.eps), value=-move.step, out=part)
+            if move.decay:
+                part.add_(theta, alpha=-move.decay)
     return out

@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.momentum import corrected_step
+from leapbench.moments import AdamGroup
+from leapbench.predictor import Predictor
+from leapbench.predictors.momentum import Move, corrected, moved, rules_of
 
 
-class MomentumDecay:
+class MomentumDecay(Predictor):
     """theta - sum_{j=1..K} lr_j (beta1^j mhat / (sqrt(vhat) + eps) + wd theta).
 
     A variant of Leap+Verify's momentum (arXiv:2602.19580): `momentum` in its exact form, but the first moment fades by
@@ -19,14 +21,13 @@ class MomentumDecay:
         ValueError: a history without Adam's moments.
     """
 
-    context = 1
     needs_moments = True
-    scales = (1.0,)
 
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
-        if history.adam is None:
-            raise ValueError("momentum_decay needs the optimizer's Adam moments")
-        lrs = [history.lr_at(history.now.position + j) for j in range(K)]
-        faded = sum(lr * history.adam.beta1 ** (j + 1) for j, lr in enumerate(lrs))
-        return corrected_step(history, step=faded, decay=sum(lrs))
+        return moved(history, [self._move(history, group, K) for group in rules_of(history)])
+
+    def _move(self, history: History, group: AdamGroup, K: int) -> Move:
+        lrs = [group.lr * history.factor_at(history.now.position + j) for j in range(K)]
+        faded = sum(lr * group.beta1 ** (j + 1) for j, lr in enumerate(lrs))
+        return corrected(history, group, step=faded, decay=sum(lrs))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.base import spacing
+from leapbench.predictor import spacing
+from leapbench.predictors._masks import accelerates_code, accelerates_paper, consistent
 from leapbench.predictors.dmd import Array, Dmd, System
-from leapbench.predictors.masks import accelerates_code, accelerates_paper, consistent
-from leapbench.weights import chunks
+from leapbench.weights import pieces
 
 VARIANTS = ("code", "paper_step", "paper_cumulative")
 MODES = ("both", "accel_only", "consistency_only")
@@ -95,8 +95,7 @@ class Pdt(DmdFromStart):
             last = np.append(system.displacement(tau), 1.0)
             between = self._between(system, tau)
             for place in places:
-                for part in chunks(place.stop - place.start, out.device):
-                    piece = slice(place.start + part.start, place.start + part.stop)
+                for piece in pieces(place, out.device):
                     p, vectors = out[piece], [s.weights[piece] for s in start.snapshots]
                     system.sum(vectors, last, p)
                     a = vectors[-1].to(out.dtype)

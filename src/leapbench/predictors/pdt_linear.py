@@ -22,6 +22,8 @@ class PdtLinear(Pdt):
         ValueError: as in `Pdt`.
     """
 
+    control = True
+
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
         start, newest, tau = self._start(history, K)

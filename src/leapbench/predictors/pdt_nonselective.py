@@ -19,6 +19,8 @@ class PdtNonselective(DmdFromStart):
         h, rank, scope: as in `Pdt`.
     """
 
+    control = True
+
     def __init__(self, h: int = 5, rank: int | float = 0, scope: str = "global") -> None:
         super().__init__(h, rank, scope)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.masks import check_fraction, check_seed, generator, random_subset
+from leapbench.predictors._masks import check_fraction, check_seed, generator, random_subset
 from leapbench.predictors.pdt_nonselective import PdtNonselective
 from leapbench.weights import chunks
 
@@ -26,6 +26,8 @@ class PdtRandomMask(PdtNonselective):
     Raises:
         ValueError: a fraction outside (0, 1], a negative seed, and as in `Pdt`.
     """
+
+    control = True
 
     def __init__(
         self, h: int = 5, rank: int | float = 0, scope: str = "global", fraction: float = 0.097, seed: int = 0

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.dmd import runs
-from leapbench.predictors.masks import check_seed, subset_of
+from leapbench.predictors._masks import check_seed, subset_of
 from leapbench.predictors.pdt import Pdt
-from leapbench.weights import Entry, chunks
+from leapbench.weights import Entry, chunks, places
 
 
 class PdtShuffled(Pdt):
@@ -29,6 +29,8 @@ class PdtShuffled(Pdt):
     Raises:
         ValueError: a negative seed, and as in `Pdt`.
     """
+
+    control = True
 
     def __init__(
         self,
@@ -64,6 +66,6 @@ class PdtShuffled(Pdt):
                 torch.where(accepted, out[piece], newest[piece].to(out.dtype), out=out[piece])
         return out
 
-    def _places(self, entries: list[Entry]) -> list[slice]:
+    def _places(self, entries: list[Entry]) -> Sequence[slice]:
         """One place per tensor, so that no piece holds weights of two."""
-        return [place for entry in entries for place in runs([entry])]
+        return [place for entry in entries for place in places([entry])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leapbench.predictors.base import LinearInHistory
+from leapbench.predictor import LinearInHistory
 
 
 class Persistence(LinearInHistory):
@@ -12,6 +12,7 @@ class Persistence(LinearInHistory):
     Its loss is the current loss, so it is never strictly accepted and always within any proximity.
     """
 
+    control = True
     context = 1
 
     def coefficients(self, steps: tuple[int, ...], K: int) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.base import LinearInHistory, spacing
+from leapbench.predictor import LinearInHistory, spacing
 from leapbench.weights import chunks, combine
 
 FORMS = ("exact", "paper", "code")

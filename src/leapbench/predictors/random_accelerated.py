@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from leapbench.history import History
-from leapbench.predictors.base import spacing
-from leapbench.predictors.masks import check_fraction, check_seed, generator, random_subset
+from leapbench.predictor import Predictor, spacing
+from leapbench.predictors._masks import check_fraction, check_seed, generator, random_subset
 from leapbench.weights import chunks
 
 
-class RandomAccelerated:
+class RandomAccelerated(Predictor):
     """theta_hat_{t+K} = a + tau (theta_t - a) on a fixed random subset, else theta_t; a = theta_{t-Delta}.
 
     tau = K / Delta + 1. A baseline of PDT (OpenReview zSTgrLkpRi, Fig. 5), neither DMD nor a mask that looks at the
@@ -26,9 +26,8 @@ class RandomAccelerated:
         ValueError: a fraction outside (0, 1], a negative seed; in `predict` fewer than two snapshots.
     """
 
+    control = True
     context = 2
-    needs_moments = False
-    scales = (1.0,)
 
     def __init__(self, fraction: float = 0.18, seed: int = 0) -> None:
         self.fraction, self.seed = check_fraction(fraction), check_seed(seed)

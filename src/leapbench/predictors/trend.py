@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leapbench.predictors.base import LinearInHistory
+from leapbench.predictor import LinearInHistory
 
 
 class Trend(LinearInHistory):

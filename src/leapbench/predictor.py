@@ -2,45 +2,74 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import pkgutil
+import re
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
 from leapbench.history import History
 from leapbench.weights import combine
 
+# Found by name: the files of that folder import this one.
+PACKAGE = "leapbench.predictors"
 
-@runtime_checkable
-class Predictor(Protocol):
+
+class Predictor(ABC):
     """History -> weights K steps ahead. Pure: no model, no loss, no change in place.
 
     Attributes:
         context: snapshots needed.
-        needs_moments: whether it reads Adam's moments.
-        scales: candidates theta_0 + c (predict - theta_0) to be verified, of which the best counts; (1.0,) for all
-            honest methods.
+        needs_moments: whether it reads the optimizer's moments.
+        scales: candidates theta_0 + c (predict - theta_0) to be verified, of which the best counts.
+        control: whether tables show it among the controls, which stand for what a method must be better than.
     """
 
-    context: int
-    needs_moments: bool
-    scales: tuple[float, ...]
+    context: int = 1
+    needs_moments: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    control: bool = False
 
+    @abstractmethod
     def predict(self, history: History, K: int) -> Tensor:
-        """Weights K steps after `history.now`: (N,) float32, newly allocated."""
-        ...
+        """Weights K steps after `history.now`: (N,) float32, in memory that nobody else uses; `history.empty_vector()`
+        has some."""
 
 
-class LinearInHistory(ABC):
+def names() -> list[str]:
+    """Every predictor that has a file of its own."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name[0] != "_")
+
+
+def named(name: str, **settings: Any) -> Predictor:
+    """The predictor of this name: `pdt_linear` is PdtLinear in the file pdt_linear.py.
+
+    Raises:
+        ValueError: there is none, or it refuses the settings.
+    """
+    if name not in names():
+        raise ValueError(f"predictor={name} is unknown; use {', '.join(names())}")
+    kind = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "".join(map(str.capitalize, name.split("_"))))
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ValueError(f"predictor={name}: {error}") from None
+
+
+def name_of(predictor: Predictor) -> str:
+    """`pdt_linear` for a PdtLinear."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(predictor).__name__).lower()
+
+
+class LinearInHistory(Predictor):
     """A predictor whose candidate is sum_i c_i theta_i with numbers c that sum to 1 and depend on the steps alone.
 
     One pass over memory builds the candidate, and distances to other vectors follow from dot products of snapshots.
     """
-
-    context: int
-    needs_moments = False
-    scales = (1.0,)
 
     @abstractmethod
     def coefficients(self, steps: tuple[int, ...], K: int) -> list[float] | None:

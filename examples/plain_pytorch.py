@@ -13,14 +13,14 @@ TOKENS, BATCH = 32, 16
 
 
 class NextByte(nn.Module):
-    """A small recurrent language model on bytes."""
+    """A small recurrent language model: ids (B, T) -> logits (B, T, 256)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding, self.cell, self.output = nn.Embedding(256, 48), nn.GRU(48, 96, batch_first=True), nn.Linear(96, 256)
+        self.embedding, self.output = nn.Embedding(256, 48), nn.Linear(96, 256)
+        self.cell = nn.GRU(48, 96, batch_first=True)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (B, T) -> logits (B, T, 256)."""
         return self.output(self.cell(self.embedding(ids))[0])
 
 

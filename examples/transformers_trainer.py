@@ -41,8 +41,9 @@ def main(steps: int = 300) -> None:
     text = torch.frombuffer(bytearray(Path(torch.__file__).read_bytes()), dtype=torch.uint8).long()
     sequences = text[: len(text) // TOKENS * TOKENS].view(-1, TOKENS)
     train = [{"input_ids": ids, "labels": ids} for ids in sequences[::2]]
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=TOKENS, n_embd=48, n_layer=2, n_head=4,
-                                       bos_token_id=0, eos_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))  # fmt: skip
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    size = {"n_positions": TOKENS, "n_embd": 48, "n_layer": 2, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=256, bos_token_id=0, eos_token_id=0, **size, **no_dropout))
     callback = LeapCallback(sequences[1:64:2], predictor="trend", K=10, interval=20)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

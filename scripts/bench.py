@@ -8,7 +8,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from leapbench import bench, bench_floor, bench_report
-from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
+from leapbench.names import PROJECT
 from leapbench.resolve import resolve
 from leapbench.run import pick_device
 

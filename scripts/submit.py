@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from leapbench import cli, pinned, submit
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.progress import PlannedRun
 from leapbench.slurm import Site
 from sweep import PROJECT, PlanError, commands, parse, plan

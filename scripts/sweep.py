@@ -28,7 +28,7 @@ from typing import IO, Any
 import yaml
 
 from leapbench import pinned
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.progress import PlannedRun, Progress, duration
 
 PROJECT = Path(__file__).resolve().parents[1]

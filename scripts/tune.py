@@ -9,9 +9,8 @@ from pathlib import Path
 import yaml
 
 from leapbench import tuning
-from leapbench.config import PROJECT
 from leapbench.files import write_text
-from leapbench.names import EVALS, VERIFICATION, Status
+from leapbench.names import EVALS, PROJECT, VERIFICATION, Status
 from leapbench.read import RecordError, Suite, load_suite
 from leapbench.tuning import Cell, Trial, TuningError
 

@@ -30,8 +30,7 @@ import pandas as pd
 
 from helpers import untimed
 from leapbench import pinned
-from leapbench.config import PROJECT
-from leapbench.names import META, STREAMS, SUMMARY
+from leapbench.names import META, PROJECT, STREAMS, SUMMARY
 from leapbench.slurm import queue, submissions
 from leapbench.status import Survey
 from slurm_cluster import SlurmCluster, checkout, unavailable

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from helpers import PROJECT, Lab, call, captured, records, rows, start, write_texts
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
 from leapbench.read import RecordError, load_suite
 from leapbench.run import run

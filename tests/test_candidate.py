@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import twins
-from leapbench.candidate import Candidate, Candidates, key_of_sum, rescaled
+from leapbench.candidate import Candidate, Candidates, candidate_loss, key_of_sum, rescaled
 from leapbench.clock import Clock
 from leapbench.history import Ring
 from leapbench.moments import Moments
@@ -18,7 +18,6 @@ from leapbench.predictors.linear import Linear
 from leapbench.predictors.momentum import Momentum
 from leapbench.predictors.persistence import Persistence
 from leapbench.predictors.quadratic import Quadratic
-from leapbench.verify import candidate_loss
 from leapbench.weights import FlatWeights
 
 BATCH = torch.arange(24).reshape(3, 8) % 11

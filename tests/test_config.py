@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import test_contracts as contracts
-from leapbench.config import MACHINE_KEYS, ConfigError
+from leapbench.config import MACHINE_KEYS
+from leapbench.errors import ConfigError
 from leapbench.methods import build_predictors, check_contexts, unusable
 from leapbench.resolve import parse_horizons, resolve
 

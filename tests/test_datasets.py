@@ -21,9 +21,10 @@ import torch
 import transformers
 
 import leapbench.datasets as datasets
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets import hub, stdlib, text_files
 from leapbench.datasets.tokenize import BYTE
+from leapbench.errors import ConfigError
 from leapbench.names import SPLITS
 
 WORDS = [

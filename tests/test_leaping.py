@@ -10,7 +10,7 @@ import torch
 
 from helpers import ALWAYS_STABLE, DROPOUT, Lab, call, captured, flat, records, rows, untimed, write_texts
 from leapbench.clock import CHARGED
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
 from leapbench.pace import PdtPace
 from leapbench.resolve import resolve

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from leapbench import logger
-from leapbench.config import ConfigError, WandbConfig
+from leapbench.config import WandbConfig
+from leapbench.errors import ConfigError
 
 RUN_ID = "0123456789ab"
 BLOCK, HEADER = 32768, 7

@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 
 from leapbench import models
-from leapbench.config import ConfigError, ModelConfig
+from leapbench.config import ModelConfig
 from leapbench.datasets import hub
+from leapbench.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 SMALL = {

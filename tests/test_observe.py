@@ -22,7 +22,7 @@ from helpers import (
 )
 from leapbench import cascade
 from leapbench.candidate import Candidates
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.names import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
 from leapbench.predictors.quadratic import Quadratic
 from leapbench.run import run

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from leapbench import pinned
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 
 
 @pytest.fixture

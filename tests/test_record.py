@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from leapbench import files, lock, record
-from leapbench.config import BusyError, ConfigError
+from leapbench.errors import BusyError, ConfigError
 from leapbench.files import read_summary
 from leapbench.lock import OWNER
 from leapbench.names import CONFIG, EVALS, LOCK, META, PROPOSALS, STREAMS, SUMMARY

@@ -12,7 +12,7 @@ import pytest
 from fake_slurm import slurm  # noqa: F401
 from helpers import Lab, composed, write_texts
 from leapbench import pinned, submit
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.files import write_json
 from leapbench.lock import Lock
 from leapbench.names import LOCK, SUMMARY

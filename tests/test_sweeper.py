@@ -16,7 +16,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.files import write_json
 from leapbench.names import SUMMARY
 from leapbench.progress import PlannedRun

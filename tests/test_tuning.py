@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from leapbench import tuning
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.tuning import Cell, Trial, TuningError, method_of, pick, tuned_lr
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import nn
 
 from helpers import composed, flat, rows, untimed
-from leapbench.config import ConfigError, RunConfig
+from leapbench.candidate import candidate_loss
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
 from leapbench.resolve import resolve
 from leapbench.run import run
-from leapbench.verify import candidate_loss
 from leapbench.weights import FlatWeights
 from leapbench.workload import Workload
 

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leapbench import datasets
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets import hub
 from leapbench.datasets.augment import RAND_AUGMENT, Affine, Distort, center_crop, random_box
 from leapbench.datasets.images import Streamed, stratified
+from leapbench.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
 

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from chaos import User, provenance, rows, tables
-from leapbench.config import PROJECT
+from leapbench.names import PROJECT
 from slurm_cluster import SlurmCluster, checkout, unavailable
 
 LINE = ("predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4")

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from leapbench import models
 from leapbench.bench_usual import StateDictWay
 from leapbench.build import build
-from leapbench.candidate import rescaled
-from leapbench.config import PROJECT, Init, ModelConfig
+from leapbench.candidate import candidate_loss, rescaled
+from leapbench.choices import Init
+from leapbench.config import ModelConfig
 from leapbench.history import History, Ring
 from leapbench.moments import Moments
+from leapbench.names import PROJECT
 from leapbench.optimizers.adamw import AdamW
 from leapbench.predictor import Predictor, coefficients_of
-from leapbench.verify import candidate_loss
 from leapbench.weights import FlatWeights
 
 PREDICT_AT_MOST, SWAP_AT_LEAST = 1.5, 8.0

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 
 TARGET = "_target_"
 

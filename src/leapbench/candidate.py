@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from leapbench.clock import Clock
 from leapbench.history import History
 from leapbench.predictor import Predictor, coefficients_of
-from leapbench.verify import LossFn, replaced
-from leapbench.weights import FlatWeights
+from leapbench.weights import FlatWeights, Layout
+
+Forward = Callable[..., Any]
+LossFn = Callable[[Forward], float]
+
+
+def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn: LossFn) -> float:
+    """Loss of `model` with its parameters replaced by `candidate` (N,), whose live weights stay as they are.
+
+    Args:
+        loss_fn: takes something callable like the model, returns the loss in nats.
+    """
+    return loss_fn(replaced(model, layout, candidate))
+
+
+def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Forward:
+    """Something callable like `model` with its parameters replaced by `vector` (N,); the live weights stay."""
+    views = layout.views(vector)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model, views, args, kwargs)
+
+    return forward
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config import PROJECT, BusyError, ConfigError, RunConfig
-from leapbench.names import FAILURES, Status
+from leapbench.config import RunConfig
+from leapbench.errors import BusyError, ConfigError
+from leapbench.names import FAILURES, PROJECT, Status
 from leapbench.resolve import resolve
 from leapbench.signals import Terminated, terminate
 

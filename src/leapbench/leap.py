@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leapbench.candidate import Candidate, Candidates, rescaled
+from leapbench.candidate import Candidate, Candidates, LossFn, rescaled
 from leapbench.clock import Clock
 from leapbench.history import History, Ring
 from leapbench.moments import forget, moments_of
 from leapbench.names import HistoryAfterLeap, MomentsAfterLeap, choice
 from leapbench.predictor import Predictor, name_of, named
-from leapbench.verify import LossFn, Rule
+from leapbench.verify import Rule
 from leapbench.weights import FlatWeights
 
 

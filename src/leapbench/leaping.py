@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from leapbench.choices import BuffersAfterLeap
 from leapbench.clock import Clock
-from leapbench.config import BuffersAfterLeap, RunConfig
+from leapbench.config import RunConfig
 from leapbench.leap import Leap, Proposal
 from leapbench.methods import build_detector, build_predictors, unusable
 from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime

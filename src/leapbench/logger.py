@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from leapbench.config import ConfigError, LoggerName, WandbMode
+from leapbench.choices import LoggerName, WandbMode
+from leapbench.errors import ConfigError
 from leapbench.names import FAILURES
 
 if TYPE_CHECKING:

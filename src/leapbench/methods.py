@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from leapbench.build import build
-from leapbench.config import ConfigError, ProtocolConfig, RunConfig
+from leapbench.config import ProtocolConfig, RunConfig
+from leapbench.errors import ConfigError
 from leapbench.moments import moments_of
 from leapbench.names import Mode
 from leapbench.predictor import Predictor

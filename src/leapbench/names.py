@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum, auto
+from pathlib import Path
 from typing import TypeVar
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 E = TypeVar("E", bound=StrEnum)
 

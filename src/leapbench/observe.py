@@ -10,8 +10,9 @@ import torch
 
 from leapbench.candidate import Candidate, Candidates, Memo, key_of_sum
 from leapbench.cascade import chained, retrained
+from leapbench.choices import CascadeForm
 from leapbench.clock import Clock
-from leapbench.config import CascadeForm, ProtocolConfig, RunConfig
+from leapbench.config import ProtocolConfig, RunConfig
 from leapbench.distance import DistanceToTruth
 from leapbench.history import Ring
 from leapbench.landscape import along_the_direction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leapbench.config import PaceName
+from leapbench.choices import PaceName
 
 
 class Pace:

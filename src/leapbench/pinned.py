@@ -6,8 +6,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from leapbench.config import PROJECT, ConfigError
+from leapbench.errors import ConfigError
 from leapbench.files import whole
+from leapbench.names import PROJECT
 
 # What decides a run. Tables, docs and tests may change under way.
 CODE = ("train.py", "src", "conf", "sweeps", "pyproject.toml")

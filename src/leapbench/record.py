@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from leapbench.config import BusyError, ConfigError
+from leapbench.errors import BusyError, ConfigError
 from leapbench.files import utc, write_json, write_text
 from leapbench.lock import HeldError, Lock, LostError
 from leapbench.names import (

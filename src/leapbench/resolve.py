@@ -10,19 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leapbench.config import (
-    PROJECT,
-    ConfigError,
-    LrFrom,
-    OptimizerConfig,
-    PaceName,
-    RunConfig,
-    ScheduleName,
-    SequenceLayout,
-    Thresholds,
-    WrapperConfig,
-)
-from leapbench.names import BASELINE, CONTROLS, Mode
+from leapbench.choices import LrFrom, PaceName, ScheduleName, SequenceLayout, Thresholds
+from leapbench.config import OptimizerConfig, RunConfig, WrapperConfig
+from leapbench.errors import ConfigError
+from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 from leapbench.tuning import TUNED, tuned_lr
 
 # Quantities in steps that may be written "N epochs".

@@ -14,7 +14,8 @@ from submitit.core.utils import UncompletedJobError
 
 from leapbench import logger as loggers
 from leapbench import pinned
-from leapbench.config import ConfigError, RunConfig
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
 from leapbench.lock import slurm_job
 from leapbench.loop import train
 from leapbench.methods import check_contexts, unusable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from leapbench.config import ScheduleConfig, ScheduleName
+from leapbench.choices import ScheduleName
+from leapbench.config import ScheduleConfig
 
 
 def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:

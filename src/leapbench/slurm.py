@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.files import write_json
 
 SUBMITTED = ".submitted"  # folder in a suite: one record per array, and its logs

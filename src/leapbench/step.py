@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from leapbench.build import build
-from leapbench.config import ConfigError, OptimizerConfig, WrapperConfig
+from leapbench.candidate import Forward, replaced
+from leapbench.config import OptimizerConfig, WrapperConfig
+from leapbench.errors import ConfigError
 from leapbench.optimizers.wrapper import Wrapper
-from leapbench.verify import Forward, replaced
 from leapbench.weights import FlatWeights
 from leapbench.workload import Workload
 

@@ -17,10 +17,11 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from leapbench.config import PROJECT, ConfigError, RunConfig
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
 from leapbench.files import utc
 from leapbench.lock import HeldError, Lock
-from leapbench.names import Status
+from leapbench.names import PROJECT, Status
 from leapbench.progress import PlannedRun
 from leapbench.slurm import SUBMITTED, Site, SlurmError, Submission, max_array, queue
 from leapbench.status import State, Survey

@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from leapbench import datasets, models
-from leapbench.config import ConfigError, Loading, RunConfig
+from leapbench.choices import Loading
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
 from leapbench.names import SPLITS, TRAIN
 
 IGNORED = -100

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from leapbench.config import PROJECT, ConfigError, RunConfig
-from leapbench.names import BASELINE, Mode
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
+from leapbench.names import BASELINE, PROJECT, Mode
 
 TUNING = PROJECT / "results" / "tuning"
 KEYS = ("optimizer", "schedule", "method")

@@ -1,43 +1,16 @@
-"""Scoring a candidate without touching the live weights, and the rules that accept it.
+"""The rules that accept a candidate by its loss.
 
-The rules are pure: they take losses in nats as floats or arrays, and records are judged by them at aggregation.
+They are pure: they take losses in nats as floats or arrays, so that stored losses can be judged by them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from leapbench.names import RuleName, choice
-from leapbench.weights import Layout
-
-Forward = Callable[..., Any]
-LossFn = Callable[[Forward], float]
-
-
-def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn: LossFn) -> float:
-    """Loss of `model` with its parameters replaced by `candidate` (N,), whose live weights stay as they are.
-
-    Args:
-        loss_fn: takes something callable like the model, returns the loss in nats.
-    """
-    return loss_fn(replaced(model, layout, candidate))
-
-
-def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Forward:
-    """Something callable like `model` with its parameters replaced by `vector` (N,); the live weights stay."""
-    views = layout.views(vector)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(model, views, args, kwargs)
-
-    return forward
 
 
 def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:

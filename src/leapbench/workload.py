@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leapbench.config import ConfigError, Precision, RunConfig
+from leapbench.candidate import Forward
+from leapbench.choices import Precision
+from leapbench.config import RunConfig
+from leapbench.errors import ConfigError
 from leapbench.names import TRAIN, VALIDATION, VERIFICATION
 from leapbench.tasks import IGNORED, Batch, task_of
-from leapbench.verify import Forward
 
 HELD_OUT_SEED = {VERIFICATION: 12, VALIDATION: 10}
 KEEP_BYTES = 1 << 30  # held-out examples beyond this are read anew at every pass

@@ -18,7 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 
-from leapbench.config import PROJECT
+from leapbench.names import PROJECT
 
 # A job that has left the queue, and whose answer is not there after this many seconds, is dead: a shared file system
 # may take that long to show a file.

@@ -75,7 +75,7 @@ class LeapSweeper(BasicSweeper):
             SweepError: after the last job, if any failed or diverged.
         """
         from leapbench.cli import report, summarise
-        from leapbench.config import ConfigError
+        from leapbench.errors import ConfigError
         from leapbench.progress import PlannedRun, ended
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
@@ -134,7 +134,7 @@ class LeapSweeper(BasicSweeper):
 
     def _values(self, override: Override) -> list[str]:
         """What `override` stands for, as strings: one value, a sweep's values, or a range's integers."""
-        from leapbench.config import ConfigError
+        from leapbench.errors import ConfigError
 
         values: list[Any]
         if not override.is_sweep_override():

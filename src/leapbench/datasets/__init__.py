@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leapbench.config import ConfigError, DatasetConfig, SequenceLayout, Source
+from leapbench.choices import SequenceLayout, Source
+from leapbench.config import DatasetConfig
 from leapbench.datasets import digits, hub, hub_images, stdlib, text_files
 from leapbench.datasets.corpus import Corpus
 from leapbench.datasets.images import ImageSplits
 from leapbench.datasets.tokenize import Tokenizer, batches, identity
+from leapbench.errors import ConfigError
 from leapbench.files import whole
 from leapbench.lock import HeldError, Lock
 from leapbench.names import SPLITS, TRAIN

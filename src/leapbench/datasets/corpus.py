@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from leapbench.config import ConfigError
+from leapbench.errors import ConfigError
 from leapbench.names import SPLITS, VALIDATION, VERIFICATION
 
 HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation

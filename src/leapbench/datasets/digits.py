@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets.images import ImageSplits, Resident, stratified
+from leapbench.errors import ConfigError
 
 WHITE = 16  # pixels count the dark dots in a square of 4 x 4
 VALIDATION = 300

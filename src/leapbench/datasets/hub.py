@@ -15,8 +15,9 @@ from typing import TypeVar
 import huggingface_hub
 from huggingface_hub.utils import get_session
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets.corpus import HELD_OUT, Corpus, first_line, hash_files, rows
+from leapbench.errors import ConfigError
 from leapbench.names import TRAIN, VALIDATION
 
 T = TypeVar("T")

@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from leapbench.config import ConfigError, DatasetConfig, ImageConfig, Loading
+from leapbench.choices import Loading
+from leapbench.config import DatasetConfig, ImageConfig
 from leapbench.datasets.corpus import first_line
 from leapbench.datasets.hub import folder_of, shards
 from leapbench.datasets.images import Images, ImageSplits, Resident, Streamed, stratified
+from leapbench.errors import ConfigError
 
 Read = Callable[[int], Image.Image]
 MAGIC = 8  # bytes at the end of a parquet file: the length of its footer, and PAR1

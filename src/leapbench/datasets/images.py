@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from leapbench.config import ConfigError, ImageConfig
+from leapbench.config import ImageConfig
 from leapbench.datasets.augment import Affine, Distort, center_crop
+from leapbench.errors import ConfigError
 
 T = TypeVar("T")
 RESIZED_BYTES = 1 << 26  # a split that is no larger than this when resized is resized once

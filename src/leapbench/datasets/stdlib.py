@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets.corpus import Corpus, split_by_name
+from leapbench.errors import ConfigError
 
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}  # folders that are not the library's own
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets.corpus import READERS, Corpus, hash_files, not_utf8, rows, split_by_name
+from leapbench.errors import ConfigError
 
 SUFFIXES = (".txt", *READERS)
 

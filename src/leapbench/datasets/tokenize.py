@@ -12,8 +12,9 @@ import numpy as np
 import tokenizers
 import transformers
 
-from leapbench.config import ConfigError, DatasetConfig
+from leapbench.config import DatasetConfig
 from leapbench.datasets.hub import fetch
+from leapbench.errors import ConfigError
 
 END = "<|endoftext|>"
 REMEDY = "dataset=stdlib, or dataset.tokenizer=byte, bpe or <local folder>"

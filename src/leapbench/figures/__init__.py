@@ -13,12 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from leapbench.acceptance import score
-from leapbench.config import PROJECT
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
-from leapbench.names import JUDGED, Status
+from leapbench.names import JUDGED, PROJECT, Status
 from leapbench.read import TRAINING, Suite, load_suite
 from leapbench.tables import Published, Table, build, load_published
 from leapbench.tables.methods import WORKLOAD, of_workload, workload_name

@@ -10,8 +10,10 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from leapbench.config import ConfigError, Init, ModelConfig
+from leapbench.choices import Init
+from leapbench.config import ModelConfig
 from leapbench.datasets.hub import fetch
+from leapbench.errors import ConfigError
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

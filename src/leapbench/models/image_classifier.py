@@ -9,7 +9,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from leapbench.config import ConfigError, Init, ModelConfig
+from leapbench.choices import Init
+from leapbench.config import ModelConfig
+from leapbench.errors import ConfigError
 from leapbench.models.causal_lm import seeded
 from leapbench.models.convnets import FCN, AlexNet
 

@@ -11,8 +11,7 @@ import pandas as pd
 import yaml
 
 from leapbench.acceptance import FIRST_PREDICTORS
-from leapbench.config import PROJECT
-from leapbench.names import BASELINE, CONTROLS, RuleName, Status
+from leapbench.names import BASELINE, CONTROLS, PROJECT, RuleName, Status
 from leapbench.read import Suite, differing, flatten
 
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]

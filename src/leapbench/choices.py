@@ -1,0 +1,124 @@
+"""What the configuration's keys may say, where it is one of a few words."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+
+
+class Init(StrEnum):
+    """Where the first weights come from."""
+
+    scratch = auto()
+    pretrained = auto()
+
+
+class Source(StrEnum):
+    """Who provides a data set."""
+
+    stdlib = auto()
+    hub = auto()
+    text_files = auto()
+    digits = auto()
+
+
+class SequenceLayout(StrEnum):
+    """packed: documents joined and cut. padded: one document, one sequence."""
+
+    packed = auto()
+    padded = auto()
+
+
+class Loading(StrEnum):
+    """Images in memory as a whole, or decoded as they are drawn."""
+
+    resident = auto()
+    streamed = auto()
+
+
+class LrFrom(StrEnum):
+    """Where a learning rate comes from."""
+
+    given = auto()
+    tuned = auto()
+    published = auto()
+
+
+class ScheduleName(StrEnum):
+    """Shapes of the learning rate over positions; `schedule.py` has the equations."""
+
+    constant = auto()
+    cosine = auto()
+    cosine_two_stage = auto()
+    wsd = auto()
+
+
+class Storage(StrEnum):
+    """How a snapshot is stored."""
+
+    float32 = auto()
+    float16 = auto()
+    bfloat16 = auto()
+
+
+class Precision(StrEnum):
+    """Of the training step; the weights stay float32."""
+
+    float32 = auto()
+    bfloat16 = auto()
+
+
+class Pooling(StrEnum):
+    """How hidden states become a fingerprint."""
+
+    masked_mean = auto()
+    mean = auto()
+    tokens = auto()
+
+
+class Cosine(StrEnum):
+    """Of the fingerprint as one vector, or the mean over probes."""
+
+    concatenated = auto()
+    per_probe = auto()
+
+
+class CascadeForm(StrEnum):
+    """The paper's chains of predictions, or the code's predictions with training in between."""
+
+    chain = auto()
+    train = auto()
+
+
+class Thresholds(StrEnum):
+    """Where the regimes' thresholds come from."""
+
+    published = auto()
+    calibrated = auto()
+
+
+class BuffersAfterLeap(StrEnum):
+    """BatchNorm's running statistics after an adoption."""
+
+    keep = auto()
+    recompute = auto()
+
+
+class PaceName(StrEnum):
+    """Whether K and the distance between proposals change along the run."""
+
+    none = auto()
+    pdt = auto()
+
+
+class LoggerName(StrEnum):
+    """Where metrics are shown."""
+
+    none = auto()
+    wandb = auto()
+
+
+class WandbMode(StrEnum):
+    """Sent as they come, or kept for `wandb sync`."""
+
+    online = auto()
+    offline = auto()

@@ -1,0 +1,11 @@
+"""Mistakes of a user, and what is told of them: one line."""
+
+from __future__ import annotations
+
+
+class ConfigError(Exception):
+    """A user's mistake. The message is one line: what was wrong, and what would be right."""
+
+
+class BusyError(ConfigError):
+    """Another process is running this run id."""

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from leapbench import tables
-from leapbench.read import RecordError, load_suite, suites_in
+from leapbench.records.read import RecordError, load_suite, suites_in
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAIN = (

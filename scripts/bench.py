@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from leapbench import bench, bench_floor, bench_report
-from leapbench.config import RunConfig
-from leapbench.errors import ConfigError
+from leapbench.bench import costs, floor, report
+from leapbench.config.errors import ConfigError
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import RunConfig
 from leapbench.names import PROJECT
-from leapbench.resolve import resolve
-from leapbench.run import pick_device
+from leapbench.training.run import pick_device
 
 UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 OBSERVED = ("predictor=[linear,quadratic]", "K=[5,10,25,50,75,100]")
@@ -52,19 +52,17 @@ def main() -> int:
     args = parser.parse_args()
     device = pick_device(args.device)
     torch.set_num_threads(1)
-    print(bench_report.machine(device))
+    print(report.machine(device))
     tables = []
     for parameters in args.sizes:
         rows = []
-        for row in bench.measure(parameters, device, args.repeats):
+        for row in costs.measure(parameters, device, args.repeats):
             rows.append(row)
             print(f"  {row['parameters']:,} parameters: {row['predictor']} {row['form']}", file=sys.stderr)
         tables.append(rows)
-        print(
-            f"\n{rows[0]['parameters']:,} parameters, {rows[0]['rounds']} rounds", bench_report.console(rows), sep="\n"
-        )
-        print(*bench_report.verdicts(rows), sep="\n")
-    written = bench_report.write(tables, device, args.out)
+        print(f"\n{rows[0]['parameters']:,} parameters, {rows[0]['rounds']} rounds", report.console(rows), sep="\n")
+        print(*report.verdicts(rows), sep="\n")
+    written = report.write(tables, device, args.out)
     if args.floor:
         written += measure_floor(args, device)
     print(f"\nwrote {', '.join(str(path) for path in written)}")
@@ -73,10 +71,10 @@ def main() -> int:
 
 def measure_floor(args: argparse.Namespace, device: torch.device) -> list[Path]:
     baseline, observed = configured(args, "predictor=none"), configured(args, *OBSERVED)
-    floor = bench_floor.measure(baseline, observed, args.rounds)
+    found = floor.measure(baseline, observed, args.rounds)
     setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={args.steps}, {args.rounds} rounds."
-    print(f"\n{setting}", bench_report.floor_console(floor), sep="\n")
-    return bench_report.write_floor(floor, setting, device, args.out)
+    print(f"\n{setting}", report.floor_console(found), sep="\n")
+    return report.write_floor(found, setting, device, args.out)
 
 
 def configured(args: argparse.Namespace, *overrides: str) -> RunConfig:

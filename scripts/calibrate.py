@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from leapbench import stats
-from leapbench.acceptance import in_order
-from leapbench.read import TRAINING, RecordError, Suite, load_suite
+from leapbench.records.read import TRAINING, RecordError, Suite, load_suite
+from leapbench.tables import stats
+from leapbench.tables.acceptance import in_order
 
 PERCENTILES = (70, 30)
 

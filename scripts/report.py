@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from leapbench import tables
-from leapbench.acceptance import score
 from leapbench.figures import write_figures
-from leapbench.read import RecordError, Suite, load_suite, suites_in
+from leapbench.records.read import RecordError, Suite, load_suite, suites_in
+from leapbench.tables.acceptance import score
 from leapbench.tables.headline import headlines, into_readme
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from leapbench.cluster.slurm import SlurmError, queue
+from leapbench.cluster.status import State, Survey
 from leapbench.names import Status
-from leapbench.slurm import SlurmError, queue
-from leapbench.status import State, Survey
 
 COLOURS = {
     Status.completed: "green", Status.running: "cyan", Status.pending: "blue", Status.partial: "yellow",

@@ -15,10 +15,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from leapbench import cli, pinned, submit
-from leapbench.errors import ConfigError
-from leapbench.progress import PlannedRun
-from leapbench.slurm import Site
+from leapbench import cli
+from leapbench.cluster import submit
+from leapbench.cluster.progress import PlannedRun
+from leapbench.cluster.slurm import Site
+from leapbench.config.errors import ConfigError
+from leapbench.records import commit
 from sweep import PROJECT, PlanError, commands, parse, plan
 
 
@@ -47,9 +49,9 @@ def main() -> int:
     launcher, extra = submit.split(extra)
     retry = args.retry == "failed"
     try:
-        code = PROJECT if args.dry_run else pinned.code(args.allow_dirty)
+        code = PROJECT if args.dry_run else commit.code(args.allow_dirty)
         keys = submit.launcher(launcher, args.name)
-        site = Site(keys, PROJECT, code, pinned.commit())
+        site = Site(keys, PROJECT, code, commit.current())
         plans = [by_suite(plan(line)) for line in commands(args.name, extra)]
         if code == PROJECT and not args.dry_run:
             print("the code differs from its commit: jobs run what is here when they start", file=sys.stderr)

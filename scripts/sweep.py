@@ -27,9 +27,9 @@ from typing import IO, Any
 
 import yaml
 
-from leapbench import pinned
-from leapbench.errors import ConfigError
-from leapbench.progress import PlannedRun, Progress, duration
+from leapbench.cluster.progress import PlannedRun, Progress, duration
+from leapbench.config.errors import ConfigError
+from leapbench.records import commit
 
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS_FAILED = 1
@@ -209,7 +209,7 @@ def main() -> int:
                 print(shlex.join(["python", *line]))
             return 0
         if not args.allow_dirty:
-            pinned.require_clean()
+            commit.require_clean()
         return run(args.name, lines, Screen(sys.stderr, sys.stdout))
     except (LookupError, ConfigError) as error:
         print(error.args[0], file=sys.stderr)

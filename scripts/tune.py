@@ -8,11 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from leapbench import tuning
-from leapbench.files import write_text
+from leapbench.config import tuned
+from leapbench.config.tuned import Cell, Trial, TuningError
 from leapbench.names import EVALS, PROJECT, VERIFICATION, Status
-from leapbench.read import RecordError, Suite, load_suite
-from leapbench.tuning import Cell, Trial, TuningError
+from leapbench.records.files import write_text
+from leapbench.records.read import RecordError, Suite, load_suite
 
 HEADER = """\
 # Learning rates tuned for {model} on {dataset}. Written by scripts/tune.py; what optimizer.lr=tuned looks up.
@@ -29,15 +29,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", metavar="SUITE", nargs="+", help="folder under --results; all its runs take part")
     parser.add_argument("--results", type=Path, default=PROJECT / "results" / "raw", help="where the suites are")
-    parser.add_argument("--out", type=Path, default=tuning.TUNING, help="where the tuned rates go")
+    parser.add_argument("--out", type=Path, default=tuned.TUNING, help="where the tuned rates go")
     args = parser.parse_args()
     trials = [trial for name in args.suites for trial in trials_of(load_suite(args.results / name))]
-    picked = tuning.pick(trials)
+    picked = tuned.pick(trials)
     args.out.mkdir(parents=True, exist_ok=True)
-    for path in sorted({tuning.path_of(cell, args.out) for cell in picked}):
-        own = {cell: entry for cell, entry in picked.items() if tuning.path_of(cell, args.out) == path}
+    for path in sorted({tuned.path_of(cell, args.out) for cell in picked}):
+        own = {cell: entry for cell, entry in picked.items() if tuned.path_of(cell, args.out) == path}
         known = yaml.safe_load(path.read_text()) if path.is_file() else []
-        entries = tuning.merged(known, own.values())
+        entries = tuned.merged(known, own.values())
         text = yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, width=120)
         cell = next(iter(own))
         write_text(path, HEADER.format(model=cell.model, dataset=cell.dataset) + text)
@@ -75,7 +75,7 @@ def trials_of(suite: Suite) -> list[Trial]:
                 raise RecordError(f"{suite.folder / run.run_id / EVALS}: no last loss on the verification split")
         found.append(
             Trial(
-                Cell(run.model, run.dataset, run.optimizer, run.schedule, tuning.method_of(science)),
+                Cell(run.model, run.dataset, run.optimizer, run.schedule, tuned.method_of(science)),
                 float(run.lr), int(run.seed), loss, run.run_id, int(run.steps), int(run.interval),
                 run.git_commit + (" + changes" if run.git_dirty else ""),
             )

@@ -29,10 +29,10 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import untimed
-from leapbench import pinned
+from leapbench.cluster.slurm import queue, submissions
+from leapbench.cluster.status import Survey
 from leapbench.names import META, PROJECT, STREAMS, SUMMARY
-from leapbench.slurm import queue, submissions
-from leapbench.status import Survey
+from leapbench.records import commit
 from slurm_cluster import SlurmCluster, checkout, unavailable
 
 SUITE = "chaos"
@@ -231,7 +231,7 @@ def main() -> int:
 
 def provenance() -> str:
     """Which code this is."""
-    return f"code of commit `{str(pinned.commit())[:12]}`" + (", changed" if pinned.changes() else "")
+    return f"code of commit `{str(commit.current())[:12]}`" + (", changed" if commit.changes() else "")
 
 
 def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], facts: dict[str, int]) -> None:

@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from leapbench.config import RunConfig
-from leapbench.resolve import resolve
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import RunConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TINY = (

@@ -22,10 +22,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from leapbench import cli
-from leapbench.config import RunConfig
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import RunConfig
 from leapbench.names import STREAMS
-from leapbench.resolve import resolve
-from leapbench.workload import Workload
+from leapbench.training.workload import Workload
 
 PROJECT = Path(__file__).resolve().parents[1]
 ALL_PREDICTORS = "predictor=[linear,quadratic,momentum,momentum_decay,trend]"
@@ -176,5 +176,5 @@ def captured(monkeypatch: pytest.MonkeyPatch, at_batch: Any = None) -> Iterator[
             return super().train_batch(index)
 
     with monkeypatch.context() as patch:
-        patch.setattr("leapbench.run.Workload", Captured)
+        patch.setattr("leapbench.training.run.Workload", Captured)
         yield made

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from leapbench.pinned import CODE, INPUTS
+from leapbench.records.commit import CODE, INPUTS
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 SBIN = "/usr/sbin:/sbin"

@@ -9,10 +9,10 @@ import time
 import pytest
 
 from helpers import PROJECT, Lab, call, captured, records, rows, start, write_texts
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
 from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
-from leapbench.read import RecordError, load_suite
-from leapbench.run import run
+from leapbench.records.read import RecordError, load_suite
+from leapbench.training.run import run
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from leapbench import bench, bench_floor, bench_report
-from leapbench.bench_usual import StateDictWay
-from leapbench.workload import Workload
+from leapbench.bench import costs, floor, report
+from leapbench.bench.usual import StateDictWay
+from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
 PROJECT = Path(__file__).resolve().parents[1]
-VARIANTS = bench.variants()
+VARIANTS = costs.variants()
 
 # What somebody has written tensor by tensor; a new predictor is measured without that comparison.
 USUAL = {"persistence", "average", "linear", "quadratic", "trend", "momentum", "momentum_decay"}
@@ -24,14 +24,14 @@ USUAL = {"persistence", "average", "linear", "quadratic", "trend", "momentum", "
 @pytest.fixture(scope="module")
 def subject():
     torch.manual_seed(0)
-    return bench.Subject(20_000, CPU, context=max(p.context for p in VARIANTS.values()))
+    return costs.Subject(20_000, CPU, context=max(p.context for p in VARIANTS.values()))
 
 
 @pytest.fixture(scope="module")
 def rows():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "LARGE", 1)  # one call of each measure is enough
-        return list(bench.measure(20_000, CPU, repeats=1))
+        patch.setattr(costs, "LARGE", 1)  # one call of each measure is enough
+        return list(costs.measure(20_000, CPU, repeats=1))
 
 
 def test_every_predictor_is_measured_in_every_form():
@@ -44,13 +44,13 @@ def test_every_predictor_is_measured_in_every_form():
 @pytest.mark.parametrize("size", [1_000_000, 100_000_000])
 def test_models_have_the_size_asked_for(size):
     with torch.device("meta"):
-        model = bench.gpt2_like(size)
+        model = costs.gpt2_like(size)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(size, rel=0.05)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name[0] in USUAL], ids="-".join)
 def test_both_ways_predict_the_same(subject, name):
-    predictor, usual = VARIANTS[name], StateDictWay(subject.model, subject.history, bench.K)
+    predictor, usual = VARIANTS[name], StateDictWay(subject.model, subject.history, costs.K)
     equation = usual.equation(predictor)
     assert equation is not None
     ours = subject.weights.layout.views(subject.predict(predictor))
@@ -64,15 +64,15 @@ def test_a_method_that_nobody_wrote_in_the_usual_way_is_measured_alone(subject):
     class Novel:
         context, needs_moments, scales = 2, False, (1.0,)
 
-    assert StateDictWay(subject.model, subject.history, bench.K).equation(Novel()) is None
-    timings = dict.fromkeys(("snapshot", "snapshot_copy", "copy", "predict", "swap"), bench.Timing(1.0, 1.0))
-    row = bench.figures(timings, 2, bench.vectors_moved(Novel(), subject.history), 10, CPU)
+    assert StateDictWay(subject.model, subject.history, costs.K).equation(Novel()) is None
+    timings = dict.fromkeys(("snapshot", "snapshot_copy", "copy", "predict", "swap"), costs.Timing(1.0, 1.0))
+    row = costs.figures(timings, 2, costs.vectors_moved(Novel(), subject.history), 10, CPU)
     assert "times_faster" not in row and row["predict_mb"] == pytest.approx(5 * 40e-6)
 
 
 def test_nothing_changes_the_live_weights(subject):
     before = subject.weights.vector.clone()
-    usual = StateDictWay(subject.model, subject.history, bench.K)
+    usual = StateDictWay(subject.model, subject.history, costs.K)
     for predictor in VARIANTS.values():
         subject.predict(predictor)
         subject.swap(predictor)
@@ -84,29 +84,29 @@ def test_nothing_changes_the_live_weights(subject):
 
 def test_measures_take_turns():
     calls = []
-    timings = bench.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU, batch=2)
+    timings = costs.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU, batch=2)
     assert "".join(calls) == "aabb" * 3
     assert {name: len(found) for name, found in timings.items()} == {"a": 4, "b": 4}
-    assert bench.fastest([bench.Timing(3.0, 1.0), bench.Timing(2.0, 4.0)]) == bench.Timing(2.0, 1.0)
+    assert costs.fastest([costs.Timing(3.0, 1.0), costs.Timing(2.0, 4.0)]) == costs.Timing(2.0, 1.0)
 
 
 def test_ratios_and_verdicts():
     ms = {"snapshot": 4, "snapshot_copy": 2, "copy": 2, "predict": 6, "swap": 4, "state_dict": 90}
-    timings = {name: bench.Timing(wall=1.0, cpu=value / 1e3) for name, value in ms.items()}
-    row = bench.figures(timings, snapshot_vectors=6, predict_vectors=4, count=1_000_000, device=CPU)
+    timings = {name: costs.Timing(wall=1.0, cpu=value / 1e3) for name, value in ms.items()}
+    row = costs.figures(timings, snapshot_vectors=6, predict_vectors=4, count=1_000_000, device=CPU)
     assert row["snapshot_mb"] == 24 and row["predict_mb"] == 16
     assert row["snapshot_x_copy"] == pytest.approx(4 / 6)
     assert row["predict_x_copy"] == pytest.approx(1.5) and row["predict_verdict"] == "met"
     assert row["times_faster"] == pytest.approx(9.0) and row["swap_verdict"] == "met"
     assert row["predict_ms"] == pytest.approx(6) and row["predict_wall_ms"] == 1000
-    slow = {**timings, "predict": bench.Timing(1.0, 0.0081)}
-    row = bench.figures(slow, 6, 4, 1_000_000, CPU)
+    slow = {**timings, "predict": costs.Timing(1.0, 0.0081)}
+    row = costs.figures(slow, 6, 4, 1_000_000, CPU)
     assert (row["predict_verdict"], row["swap_verdict"]) == ("missed", "missed")
 
 
 def test_tables(rows, tmp_path):
     assert len(rows) == len(VARIANTS)
-    table, page = bench_report.write([rows, rows], CPU, tmp_path / "tables")
+    table, page = report.write([rows, rows], CPU, tmp_path / "tables")
     frame = pd.read_csv(table)
     assert len(frame) == 2 * len(rows)
     assert (frame[["copy_ms", "predict_ms", "swap_ms", "snapshot_ms"]] > 0).all(axis=None)
@@ -115,31 +115,31 @@ def test_tables(rows, tmp_path):
     assert torch.__version__ in text and text.count("\n## ") == 2
     assert not re.search(r"20\d\d-\d\d|nan", text)
     usual = sum(row["predictor"] in USUAL for row in rows)
-    for line, measured in zip(bench_report.verdicts(rows), (len(rows), usual), strict=True):
+    for line, measured in zip(report.verdicts(rows), (len(rows), usual), strict=True):
         assert f"- {line}" in text and f"of {measured}" in line
 
 
 def test_floor(tiny, tmp_path):
     few = "train.steps=20", "train.interval=5", "K=[2,5]"
     baseline, observed = tiny("predictor=none", *few), tiny("predictor=[linear]", *few)
-    passes = {name: getattr(Workload, name) for name in bench_floor.PASSES}
-    floor = bench_floor.measure(baseline, observed, rounds=1)
+    passes = {name: getattr(Workload, name) for name in floor.PASSES}
+    found = floor.measure(baseline, observed, rounds=1)
     assert passes == {name: getattr(Workload, name) for name in passes}
     assert not (tmp_path / "raw").exists()
-    parts = {row["part"]: row for row in floor.parts}
+    parts = {row["part"]: row for row in found.parts}
     # Four checkpoints; the truths of K=2 at steps 7, 12 and 17; linear at steps 10 and 15 with two K each.
     assert parts["4"]["passes"] == parts["4'"]["passes"] + 4
     assert parts["4'"]["passes"] == 3 + 4
     assert parts["5"]["passes"] == 4 + 1
-    assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 for row in floor.parts)
-    assert [row["at_most"] for row in floor.ratios] == [1.05, 1.05, None]
+    assert all(row["wall_s"] > 0 and row["cpu_s"] > 0 for row in found.parts)
+    assert [row["at_most"] for row in found.ratios] == [1.05, 1.05, None]
     both = parts["1"]["cpu_s"] + parts["4"]["cpu_s"]
-    assert floor.ratios[0]["cpu"] == pytest.approx(parts["3"]["cpu_s"] / both)
-    assert floor.laps["train"] > 0
-    assert "3 / (1 + 4)" in bench_report.floor_console(floor)
-    table, page = bench_report.write_floor(floor, "a tiny run", CPU, tmp_path)
+    assert found.ratios[0]["cpu"] == pytest.approx(parts["3"]["cpu_s"] / both)
+    assert found.laps["train"] > 0
+    assert "3 / (1 + 4)" in report.floor_console(found)
+    table, page = report.write_floor(found, "a tiny run", CPU, tmp_path)
     assert "a tiny run" in page.read_text() and "nan" not in page.read_text()
-    assert len(pd.read_csv(table)) == len(floor.parts) + len(floor.ratios)
+    assert len(pd.read_csv(table)) == len(found.parts) + len(found.ratios)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("sizes", "1X"), ("sizes", "0"), ("repeats", "0"), ("device", "tpu")])
@@ -150,7 +150,7 @@ def test_mistakes_are_one_line(flag, value, tmp_path, monkeypatch, capsys):
 
 
 def test_the_command(rows, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "measure", lambda *arguments: iter(rows))
+    monkeypatch.setattr(costs, "measure", lambda *arguments: iter(rows))
     assert command(monkeypatch, "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path)) == 0
     out = capsys.readouterr().out
     assert "times faster" in out and f"wrote {tmp_path / 'bench.csv'}" in out

@@ -8,17 +8,17 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import twins
-from leapbench.candidate import Candidate, Candidates, candidate_loss, key_of_sum, rescaled
-from leapbench.clock import Clock
-from leapbench.history import Ring
-from leapbench.moments import Moments
-from leapbench.predictor import Predictor
+from leapbench.prediction.candidate import Candidate, Candidates, candidate_loss, key_of_sum, rescaled
+from leapbench.prediction.clock import Clock
+from leapbench.prediction.history import Ring
+from leapbench.prediction.moments import Moments
+from leapbench.prediction.predictor import Predictor
+from leapbench.prediction.weights import FlatWeights
 from leapbench.predictors.average import Average
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.momentum import Momentum
 from leapbench.predictors.persistence import Persistence
 from leapbench.predictors.quadratic import Quadratic
-from leapbench.weights import FlatWeights
 
 BATCH = torch.arange(24).reshape(3, 8) % 11
 

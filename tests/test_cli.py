@@ -15,7 +15,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
 from leapbench import cli
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from leapbench import clock as module
-from leapbench.clock import CHARGED, LAPS, Clock
+from leapbench.prediction import clock as module
+from leapbench.prediction.clock import CHARGED, LAPS, Clock
 
 
 class Watch:

@@ -4,10 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import test_contracts as contracts
-from leapbench.config import MACHINE_KEYS
-from leapbench.errors import ConfigError
-from leapbench.methods import build_predictors, check_contexts, unusable
-from leapbench.resolve import parse_horizons, resolve
+from leapbench.config.errors import ConfigError
+from leapbench.config.resolve import parse_horizons, resolve
+from leapbench.config.schema import MACHINE_KEYS
+from leapbench.training.parts import build_predictors, check_contexts, unusable
 
 # One other value for every key of conf/config.yaml, and of the groups it starts with.
 MACHINE = {

@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import twins
-from leapbench.config import MACHINE_KEYS
-from leapbench.predictor import LinearInHistory, Predictor, coefficients_of
-from leapbench.resolve import resolve
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import MACHINE_KEYS
+from leapbench.prediction.predictor import LinearInHistory, Predictor, coefficients_of
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONF = PROJECT / "conf"

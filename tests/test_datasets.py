@@ -20,11 +20,11 @@ import tokenizers
 import torch
 import transformers
 
-import leapbench.datasets as datasets
-from leapbench.config import DatasetConfig
-from leapbench.datasets import hub, stdlib, text_files
-from leapbench.datasets.tokenize import BYTE
-from leapbench.errors import ConfigError
+import leapbench.data as datasets
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import DatasetConfig
+from leapbench.data import hub, stdlib, text_files
+from leapbench.data.tokenize import BYTE
 from leapbench.names import SPLITS
 
 WORDS = [

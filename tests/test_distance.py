@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import twins
-from leapbench import weights as module
-from leapbench.candidate import Candidate, rescaled
-from leapbench.distance import DistanceToTruth
-from leapbench.history import History, Snapshot
-from leapbench.predictor import coefficients_of
+from leapbench.prediction import weights as module
+from leapbench.prediction.candidate import Candidate, rescaled
+from leapbench.prediction.distance import DistanceToTruth
+from leapbench.prediction.history import History, Snapshot
+from leapbench.prediction.predictor import coefficients_of
 from leapbench.predictors.average import Average
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.momentum import Momentum

@@ -12,11 +12,11 @@ from pydmd import DMD
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
 import twins
-from leapbench import weights as weights_module
+from leapbench.prediction import weights as weights_module
+from leapbench.prediction.weights import places
 from leapbench.predictors import dmd as dmd_module
 from leapbench.predictors.dmd import Dmd, displacement, gram_of, groups, rank_of
 from leapbench.predictors.linear import Linear
-from leapbench.weights import places
 from twins import history_of, linear_system, smooth
 
 EPS32, EPS64 = 2.0**-24, 2.0**-53

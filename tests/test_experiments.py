@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from helpers import composed, rows
-from leapbench.resolve import resolve
-from leapbench.run import run
+from leapbench.config.resolve import resolve
+from leapbench.training.run import run
 
 SHRUNKEN = {
     "leap_verify_gpt2": {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 300},

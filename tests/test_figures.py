@@ -7,10 +7,10 @@ import matplotlib.image
 import pytest
 
 from leapbench import tables
-from leapbench.acceptance import score
 from leapbench.figures import write_figures
 from leapbench.figures.style import PREDICTOR_STYLE, predictor_style
-from leapbench.read import load_suite
+from leapbench.records.read import load_suite
+from leapbench.tables.acceptance import score
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import twins
-from leapbench.history import Ring
+from leapbench.prediction.history import Ring
 
 N = 6
 LAYOUT = twins.layout_of({"w": (2, 3)})

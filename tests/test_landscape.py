@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from leapbench.candidate import Candidates
-from leapbench.config import LandscapeConfig
-from leapbench.history import Ring
-from leapbench.landscape import along_the_direction, parabola
+from leapbench.config.schema import LandscapeConfig
+from leapbench.prediction.candidate import Candidates
+from leapbench.prediction.history import Ring
+from leapbench.prediction.weights import FlatWeights
 from leapbench.predictors.average import Average
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.persistence import Persistence
-from leapbench.weights import FlatWeights
+from leapbench.training.landscape import along_the_direction, parabola
 
 
 def test_the_parabola_through_three_points():

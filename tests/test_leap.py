@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import leapbench
-from leapbench.moments import forget
-from leapbench.predictor import Predictor, name_of, named, names
+from leapbench.prediction.moments import forget
+from leapbench.prediction.predictor import Predictor, name_of, named, names
+from leapbench.prediction.rules import Rule
+from leapbench.prediction.weights import FlatWeights
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.persistence import Persistence
-from leapbench.verify import Rule
-from leapbench.weights import FlatWeights
 
 INTERVAL = 3
 X = torch.linspace(-1, 1, 24).reshape(8, 3)

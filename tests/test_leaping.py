@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from helpers import ALWAYS_STABLE, DROPOUT, Lab, call, captured, flat, records, rows, untimed, write_texts
-from leapbench.clock import CHARGED
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
+from leapbench.config.resolve import resolve
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
-from leapbench.pace import PdtPace
-from leapbench.resolve import resolve
-from leapbench.run import run
+from leapbench.prediction.clock import CHARGED
+from leapbench.training.pace import PdtPace
+from leapbench.training.run import run
 
 LEAP = ("mode=leap", "K=3", "leap.gate=any", "leap.follow=[2,5]")
 NEVER = ("protocol=paper", "predictor=momentum")  # its candidates are so far off that no rule that looks takes them
@@ -108,8 +108,8 @@ def test_the_learning_rate_follows_the_position(lab, monkeypatch):
         run(lab.config(*extra, "suite=again"))
     workload = made[0]
     from leapbench import models
-    from leapbench.schedule import factor_at
-    from leapbench.workload import seed_of
+    from leapbench.training.schedule import factor_at
+    from leapbench.training.workload import seed_of
 
     model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
@@ -211,7 +211,7 @@ def test_pdt_is_the_released_loop(lab, monkeypatch):
         run(lab.config(*extra, "suite=again"))
     workload = made[0]
     from leapbench import models
-    from leapbench.workload import seed_of
+    from leapbench.training.workload import seed_of
 
     model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from leapbench import logger
-from leapbench.config import WandbConfig
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import WandbConfig
+from leapbench.training import logger
 
 RUN_ID = "0123456789ab"
 BLOCK, HEADER = 32768, 7
@@ -124,7 +124,7 @@ def test_none_needs_no_wandb(monkeypatch):
 
 def test_a_run_shows_its_metrics_and_figures(tiny, tmp_path, monkeypatch):
     from helpers import rows
-    from leapbench.run import run
+    from leapbench.training.run import run
 
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     end = run(tiny("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear"))

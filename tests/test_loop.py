@@ -22,8 +22,8 @@ from helpers import (
     write_texts,
 )
 from leapbench.names import EVALS, LEAPS
-from leapbench.run import run
-from leapbench.workload import seed_of
+from leapbench.training.run import run
+from leapbench.training.workload import seed_of
 
 # 30 = 2 x 15 puts most parameters at addresses that no vector unit is aligned to.
 ODD = ("model.config.n_embd=30",)
@@ -139,7 +139,7 @@ def test_a_completed_run_is_returned_without_training(lab, monkeypatch):
     config = lab.config("predictor=none", "seed=7", "train.steps=4")
     first = run(config)
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
-    monkeypatch.setattr("leapbench.run.Workload", None)
+    monkeypatch.setattr("leapbench.training.run.Workload", None)
     assert run(config) == first
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 

@@ -8,9 +8,9 @@ import torch
 from omegaconf import OmegaConf
 
 from leapbench import models
-from leapbench.config import ModelConfig
-from leapbench.datasets import hub
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import ModelConfig
+from leapbench.data import hub
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 SMALL = {

@@ -20,12 +20,12 @@ from helpers import (
     untimed,
     write_texts,
 )
-from leapbench import cascade
-from leapbench.candidate import Candidates
-from leapbench.errors import ConfigError
+from leapbench.config.errors import ConfigError
 from leapbench.names import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
+from leapbench.prediction.candidate import Candidates
 from leapbench.predictors.quadratic import Quadratic
-from leapbench.run import run
+from leapbench.training import cascade
+from leapbench.training.run import run
 
 PROTOCOLS = ("exact", "paper", "code")
 STEPS, INTERVAL, HORIZONS = 24, 4, (3, 4, 8)

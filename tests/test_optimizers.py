@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import twins
 from helpers import Lab, call, captured, flat, records, rows, write_texts
 from leapbench.names import CHECKPOINT, EVALS, PROPOSALS
-from leapbench.run import run
-from leapbench.workload import seed_of
+from leapbench.training.run import run
+from leapbench.training.workload import seed_of
 
 FILE = '''
 import torch
@@ -88,7 +88,7 @@ def test_one_file_and_one_yaml_add_an_optimizer_with_two_groups(lab, tmp_path, m
     # The proposal at step 8, once more from its equation, tensor by tensor.
     model, one, two = plain_training(config, made[0], 8)
     (row,) = [r for r in rows(folder_of(lab, "default"), PROPOSALS) if (r["step"], r["predictor"]) == (8, "momentum")]
-    from leapbench.schedule import factor_at
+    from leapbench.training.schedule import factor_at
 
     factors = [factor_at(config.schedule, config.train.steps)(position) for position in range(8, 12)]
     with torch.no_grad():
@@ -128,8 +128,8 @@ def test_its_group_and_its_keys_make_another_run(lab, tmp_path, monkeypatch):
 
 def test_an_optimizer_may_offer_moments_by_itself(lab):
     """Whatever it is called: what counts is the object that it hands out."""
-    from leapbench.moments import Moments, moments_of
-    from leapbench.weights import FlatWeights
+    from leapbench.prediction.moments import Moments, moments_of
+    from leapbench.prediction.weights import FlatWeights
 
     class Offering(torch.optim.SGD):
         def moments(self, weights):
@@ -147,8 +147,8 @@ def test_an_optimizer_may_offer_moments_by_itself(lab):
 
 
 def test_plain_adam_has_no_decoupled_decay():
-    from leapbench.moments import moments_of
-    from leapbench.weights import FlatWeights
+    from leapbench.prediction.moments import moments_of
+    from leapbench.prediction.weights import FlatWeights
 
     weights = FlatWeights.of(torch.nn.Linear(2, 2))
     for kind, decay in ((torch.optim.Adam, 0.0), (torch.optim.AdamW, 0.3)):
@@ -211,7 +211,7 @@ def averaged_training(config, workload, steps):
     model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     moved, total, trail = torch.zeros_like(flat(model)), torch.zeros_like(flat(model)), []
-    from leapbench.schedule import factor_at
+    from leapbench.training.schedule import factor_at
 
     factor = factor_at(config.schedule, config.train.steps)
     for step in range(steps):

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import twins
-from leapbench import weights as weights_module
+from leapbench.prediction import weights as weights_module
 from leapbench.predictors import dmd as dmd_module
 from leapbench.predictors._masks import (
     accelerates_code,

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import twins
-from leapbench import weights as weights_module
-from leapbench.candidate import rescaled
-from leapbench.history import History, Snapshot
-from leapbench.moments import AdamGroup, Moments
-from leapbench.predictor import spacing
+from leapbench.prediction import weights as weights_module
+from leapbench.prediction.candidate import rescaled
+from leapbench.prediction.history import History, Snapshot
+from leapbench.prediction.moments import AdamGroup, Moments
+from leapbench.prediction.predictor import spacing
+from leapbench.prediction.weights import FlatWeights
 from leapbench.predictors.average import Average
 from leapbench.predictors.linear import Linear
 from leapbench.predictors.momentum import Momentum
@@ -22,7 +23,6 @@ from leapbench.predictors.momentum_decay import MomentumDecay
 from leapbench.predictors.persistence import Persistence
 from leapbench.predictors.quadratic import Quadratic
 from leapbench.predictors.trend import Trend
-from leapbench.weights import FlatWeights
 
 EPS = 2.0**-24  # half a unit in the last place of float32, relative
 HISTORY_TWINS = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from leapbench.progress import PlannedRun, Progress, duration
+from leapbench.cluster.progress import PlannedRun, Progress, duration
 
 PROJECT = Path(__file__).resolve().parents[1]
 SWEEP = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
@@ -212,7 +212,7 @@ def test_the_script_says_what_is_wrong(monkeypatch, capsys):
 def test_uncommitted_code_is_refused_unless_allowed(monkeypatch, capsys):
     script, ran = runpy.run_path(str(PROJECT / "scripts" / "sweep.py")), []
     monkeypatch.setitem(script["main"].__globals__, "run", lambda name, lines, *_: ran.append(lines) or 0)
-    monkeypatch.setattr("leapbench.pinned.changes", lambda *_: ["src/leapbench/loop.py", "train.py"])
+    monkeypatch.setattr("leapbench.records.commit.changes", lambda *_: ["src/leapbench/loop.py", "train.py"])
     monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded"])
     assert script["main"]() == 2
     (line,) = capsys.readouterr().err.splitlines()

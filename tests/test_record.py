@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 
-from leapbench import files, lock, record
-from leapbench.errors import BusyError, ConfigError
-from leapbench.files import read_summary
-from leapbench.lock import OWNER
+from leapbench.config.errors import BusyError, ConfigError
 from leapbench.names import CONFIG, EVALS, LOCK, META, PROPOSALS, STREAMS, SUMMARY
-from leapbench.record import RunFolder
+from leapbench.records import files, lock
+from leapbench.records import folder as record
+from leapbench.records.files import read_summary
+from leapbench.records.folder import RunFolder
+from leapbench.records.lock import OWNER
 
 CPU = torch.device("cpu")
 

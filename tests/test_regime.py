@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from leapbench.names import Regime
-from leapbench.regime import RegimeDetector, classify, fingerprint, similarity
+from leapbench.prediction.regime import RegimeDetector, classify, fingerprint, similarity
 
 # Two probes of three tokens, width two; the second probe's last token is padding.
 HIDDEN = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], [[1.0, 0.0], [3.0, 0.0], [0.0, 99.0]]])

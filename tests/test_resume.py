@@ -21,10 +21,10 @@ from helpers import (
     start,
     write_texts,
 )
-from leapbench.lock import OWNER
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, LOCK, STREAMS, SUMMARY
-from leapbench.record import RunFolder
-from leapbench.run import run
+from leapbench.records.folder import RunFolder
+from leapbench.records.lock import OWNER
+from leapbench.training.run import run
 
 PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)
 NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
@@ -181,13 +181,13 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(lab, monkey
 
         def __init__(self, *args):
             with monkeypatch.context() as patch:
-                patch.setattr("leapbench.run.Workload", real)
+                patch.setattr("leapbench.training.run.Workload", real)
                 ends.append(run(config))
                 ends.append({path: path.stat().st_mtime_ns for path in ends[0].folder.rglob("*")})
 
-    from leapbench.run import Workload as real  # noqa: N813
+    from leapbench.training.run import Workload as real  # noqa: N813
 
-    monkeypatch.setattr("leapbench.run.Workload", Slow)
+    monkeypatch.setattr("leapbench.training.run.Workload", Slow)
     second = run(config)
     assert second == ends[0]
     assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*")} == ends[1]

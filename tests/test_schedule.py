@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from leapbench.config import ScheduleConfig
-from leapbench.schedule import factor_at
+from leapbench.config.schema import ScheduleConfig
+from leapbench.training.schedule import factor_at
 
 
 def rates(name, steps=100, **options):

@@ -9,10 +9,10 @@ import pytest
 from submitit.core.utils import UncompletedJobError
 
 from helpers import DROPOUT, Lab, captured, records, write_texts
+from leapbench.cluster.slurm import SlurmError
 from leapbench.names import CHECKPOINT, LOCK, SUMMARY
-from leapbench.run import run
-from leapbench.signals import Deferred, Terminated
-from leapbench.slurm import SlurmError
+from leapbench.training.run import run
+from leapbench.training.signals import Deferred, Terminated
 
 NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
 

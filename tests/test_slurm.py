@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from helpers import PROJECT, Lab, records, write_texts
+from leapbench.cluster.slurm import submissions
 from leapbench.names import SUMMARY
-from leapbench.run import run
-from leapbench.slurm import submissions
+from leapbench.training.run import run
 from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 
 pytestmark = [
@@ -43,8 +43,8 @@ def run(config):
         return SimpleNamespace(
             status="completed", run_id="", folder="", reason="GPUs=" + os.environ["CUDA_VISIBLE_DEVICES"]
         )
-    from leapbench.run import run as real
-    from leapbench.workload import Workload
+    from leapbench.training.run import run as real
+    from leapbench.training.workload import Workload
     quick = Workload.train_batch
     def slow(self, index):
         time.sleep(float(os.environ["NAP_S"]))
@@ -202,7 +202,7 @@ def test_submitted_runs_execute_the_commit_and_are_submitted_once(site: Site) ->
 
     status, out, err = script("submit", "tiny", "--", "hydra.launcher.mem_gb=1", "hydra.launcher.array_parallelism=2")
     assert status == 0 and re.search(r"tiny: 4 missing\n  submitted 4 runs as job (\d+), ", out), out + err
-    (project / "src" / "leapbench" / "loop.py").write_text("raise SystemError('not the commit')")
+    (project / "src" / "leapbench" / "training" / "loop.py").write_text("raise SystemError('not the commit')")
     (project / "conf" / "config.yaml").write_text("not: [the, commit")
     status, out, err = script("submit", "tiny")
     assert status == 2 and len(err.splitlines()) == 1 and "2 more" not in err and "differs from its commit" in err, err

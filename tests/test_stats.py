@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from leapbench import stats
+from leapbench.tables import stats
 
 
 def test_mean_and_std_by_hand():

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fake_slurm import slurm  # noqa: F401
-from leapbench import lock
-from leapbench.files import write_json
+from leapbench.cluster.slurm import SUBMITTED, Submission, queue
+from leapbench.cluster.status import Survey
 from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY
-from leapbench.slurm import SUBMITTED, Submission, queue
-from leapbench.status import Survey
+from leapbench.records import lock
+from leapbench.records.files import write_json
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "status.py"
 

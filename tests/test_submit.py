@@ -11,13 +11,14 @@ import pytest
 
 from fake_slurm import slurm  # noqa: F401
 from helpers import Lab, composed, write_texts
-from leapbench import pinned, submit
-from leapbench.errors import ConfigError
-from leapbench.files import write_json
-from leapbench.lock import Lock
+from leapbench.cluster import submit
+from leapbench.cluster.progress import PlannedRun
+from leapbench.cluster.slurm import SUBMITTED, Site, SlurmError, submissions
+from leapbench.config.errors import ConfigError
 from leapbench.names import LOCK, SUMMARY
-from leapbench.progress import PlannedRun
-from leapbench.slurm import SUBMITTED, Site, SlurmError, submissions
+from leapbench.records import commit
+from leapbench.records.files import write_json
+from leapbench.records.lock import Lock
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -132,8 +133,8 @@ def test_the_script_submits_jobs_that_run_the_copy(lab, site, slurm, tmp_path, m
     for part in ("src", "conf", "train.py"):
         copy = shutil.copytree if (PROJECT / part).is_dir() else shutil.copy
         copy(PROJECT / part, code / part)
-    (code / pinned.COMMIT).write_text("c0ffee\n")
-    monkeypatch.setattr(pinned, "code", lambda allow_dirty: code)
+    (code / commit.COMMIT).write_text("c0ffee\n")
+    monkeypatch.setattr(commit, "code", lambda allow_dirty: code)
     monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
     monkeypatch.setattr(sys, "argv", ["submit.py", "ttb_embedded", "--", "hydra/launcher=submitit_slurm"])
     overrides = [word for word in lab.overrides("predictor=none") if not word.startswith("results_dir=")]

@@ -16,11 +16,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
-from leapbench.errors import ConfigError
-from leapbench.files import write_json
+from leapbench.cluster.progress import PlannedRun
+from leapbench.config.errors import ConfigError
+from leapbench.config.resolve import resolve
 from leapbench.names import SUMMARY
-from leapbench.progress import PlannedRun
-from leapbench.resolve import resolve
+from leapbench.records.files import write_json
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = ["regime=published"]
@@ -115,7 +115,7 @@ def test_fold_off(sweeper, capsys):
 
 
 def test_no_fold_unless_every_job_observes(sweeper, monkeypatch):
-    monkeypatch.setattr("leapbench.resolve.resolve", lambda cfg: cfg)
+    monkeypatch.setattr("leapbench.config.resolve.resolve", lambda cfg: cfg)
     cells = [["predictor=linear", "K=5"], ["predictor=linear", "K=10"]]
     leap = [["mode=leap", *cell] for cell in cells]
     assert plan(sweeper(), "mode=leap", "predictor=linear", "K=5,10") == leap
@@ -258,7 +258,7 @@ def test_every_way_to_choose_predictors_composes(sweeper, choice):
 @pytest.fixture
 def known_rates(monkeypatch):
     """Every learning rate has been tuned."""
-    monkeypatch.setattr("leapbench.resolve.tuned_lr", lambda config: 0.01)
+    monkeypatch.setattr("leapbench.config.resolve.tuned_lr", lambda config: 0.01)
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)

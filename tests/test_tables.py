@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from leapbench import tables
-from leapbench.acceptance import rates, score
-from leapbench.read import RecordError, load_suite
+from leapbench.records.read import RecordError, load_suite
+from leapbench.tables.acceptance import rates, score
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = GOLDEN.parents[1]

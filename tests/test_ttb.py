@@ -11,7 +11,7 @@ import pytest
 
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
-from leapbench.read import RecordError, load_suite
+from leapbench.records.read import RecordError, load_suite
 from leapbench.tables.headline import MARKS, headlines, into_readme
 from leapbench.tables.methods import methods
 from leapbench.tables.time_to_baseline import leaps_of
@@ -481,7 +481,7 @@ def test_figures_with_all_that_can_be_missing(tmp_path, published):
         write_leap_run(tmp_path / "s", seed, "average", validation=[2.0, None, None, 1.0], leaps=(100,))
     suite = load_suite(tmp_path / "s")
     built = tables.build(suite, published)
-    from leapbench.acceptance import score
+    from leapbench.tables.acceptance import score
 
     paths = write_figures(suite, score(suite), built, published, tmp_path / "out")
     assert {path.name.partition("__")[0] for path in paths} == {

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from leapbench import tuning
-from leapbench.errors import ConfigError
-from leapbench.tuning import Cell, Trial, TuningError, method_of, pick, tuned_lr
+from leapbench.config import tuned
+from leapbench.config.errors import ConfigError
+from leapbench.config.tuned import Cell, Trial, TuningError, method_of, pick, tuned_lr
 
 PROJECT = Path(__file__).resolve().parents[1]
 CELL = Cell("net", "data", "sgd", "cosine", "none")
@@ -99,7 +99,7 @@ def test_new_entries_take_the_place_of_known_ones():
     def entry(method: str, lr: float) -> dict[str, Any]:
         return {"optimizer": "sgd", "schedule": "cosine", "method": method, "lr": lr}
 
-    found = tuning.merged([entry("pdt/a", 1.0), entry("none", 2.0)], [entry("none", 3.0), entry("average/a", 4.0)])
+    found = tuned.merged([entry("pdt/a", 1.0), entry("none", 2.0)], [entry("none", 3.0), entry("average/a", 4.0)])
     assert found == [entry("none", 3.0), entry("average/a", 4.0), entry("pdt/a", 1.0)]
 
 

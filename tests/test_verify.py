@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from leapbench.verify import adaptive, proximity, sigma_recent, strict
+from leapbench.prediction.rules import adaptive, proximity, sigma_recent, strict
 
 NOW = 2.0
 

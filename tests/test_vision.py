@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 
 from helpers import composed, flat, rows, untimed
-from leapbench.candidate import candidate_loss
-from leapbench.config import RunConfig
-from leapbench.errors import ConfigError
-from leapbench.resolve import resolve
-from leapbench.run import run
-from leapbench.weights import FlatWeights
-from leapbench.workload import Workload
+from leapbench.config.errors import ConfigError
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import RunConfig
+from leapbench.prediction.candidate import candidate_loss
+from leapbench.prediction.weights import FlatWeights
+from leapbench.training.run import run
+from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
 SMALL = ("fcn", "alexnet", "resnet", "vit")

@@ -14,12 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from leapbench import datasets
-from leapbench.config import DatasetConfig
-from leapbench.datasets import hub
-from leapbench.datasets.augment import RAND_AUGMENT, Affine, Distort, center_crop, random_box
-from leapbench.datasets.images import Streamed, stratified
-from leapbench.errors import ConfigError
+from leapbench import data as datasets
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import DatasetConfig
+from leapbench.data import hub
+from leapbench.data.augment import RAND_AUGMENT, Affine, Distort, center_crop, random_box
+from leapbench.data.images import Streamed, stratified
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from helpers import captured, composed, flat, records, rows
+from leapbench.config.resolve import resolve
 from leapbench.models import image_classifier
 from leapbench.names import LEAPS
-from leapbench.resolve import resolve
-from leapbench.run import run
-from leapbench.workload import Workload
+from leapbench.training.run import run
+from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
 # 25 steps are an epoch; the run is three short ones of five steps.

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from leapbench import weights as module
-from leapbench.moments import Moments
-from leapbench.weights import FlatWeights, Layout, chunks, combine
+from leapbench.prediction import weights as module
+from leapbench.prediction.moments import Moments
+from leapbench.prediction.weights import FlatWeights, Layout, chunks, combine
 
 OPTIMIZERS = {
     "adamw fused": lambda ps: torch.optim.AdamW(ps, lr=1e-2, weight_decay=0.1, fused=True),

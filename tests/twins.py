@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from leapbench.history import History, Snapshot
-from leapbench.moments import AdamGroup
-from leapbench.weights import Entry, Layout
+from leapbench.prediction.history import History, Snapshot
+from leapbench.prediction.moments import AdamGroup
+from leapbench.prediction.weights import Entry, Layout
 
 Array = np.ndarray
 

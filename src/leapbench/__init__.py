@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The public objects, imported when they are asked for: torch takes a second."""
     if name in ("Leap", "Proposal"):
-        from leapbench import leap
+        from leapbench.prediction import leap
 
         return getattr(leap, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

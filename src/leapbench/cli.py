@@ -29,11 +29,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config import RunConfig
-from leapbench.errors import BusyError, ConfigError
+from leapbench.config.errors import BusyError, ConfigError
+from leapbench.config.resolve import resolve
+from leapbench.config.schema import RunConfig
 from leapbench.names import FAILURES, PROJECT, Status
-from leapbench.resolve import resolve
-from leapbench.signals import Terminated, terminate
+from leapbench.training.signals import Terminated, terminate
 
 ENDS = (Status.completed, Status.skipped, Status.diverged, Status.failed)
 CONTINUE = "the same command continues where it stopped"
@@ -59,7 +59,7 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
 
     Args:
         cfg: the composed configuration, without Hydra's own node.
-        runner: what carries out a run; default :func:`leapbench.run.run`.
+        runner: what carries out a run; default :func:`leapbench.training.run.run`.
     """
     alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
     config = None
@@ -170,7 +170,7 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
 
 
 def _run(config: RunConfig) -> Any:
-    from leapbench.run import run  # torch is imported here, after everything a user can get wrong
+    from leapbench.training.run import run
 
     return run(config)
 

@@ -13,7 +13,7 @@ from synthetic import write_run
 from synthetic_leap import write_leap_run
 
 from leapbench import tables
-from leapbench.read import load_suite
+from leapbench.records.read import load_suite
 
 HERE = Path(__file__).resolve().parent
 SUITES = ("tiny", "tiny_leap")

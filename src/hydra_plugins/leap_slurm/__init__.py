@@ -52,7 +52,7 @@ class Queue:
 
     def look(self) -> None:
         """Ask for the queue; a controller that does not answer leaves everything as it was."""
-        from leapbench.slurm import SlurmError
+        from leapbench.cluster.slurm import SlurmError
 
         self.looked_at = self.now()
         try:
@@ -79,7 +79,9 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     conf/hydra/launcher/slurm.yaml.
     """
 
-    runs: Sequence[Any] = ()  # a leapbench.progress.PlannedRun for each of the jobs to be launched, from the sweeper
+    runs: Sequence[
+        Any
+    ] = ()  # a leapbench.cluster.progress.PlannedRun for each of the jobs to be launched, from the sweeper
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs, wait for them, and say of each how it ended.
@@ -88,10 +90,11 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
             ConfigError: the code differs from its commit, there is no Slurm here, or sbatch refuses; nothing was
                 submitted.
         """
-        from leapbench import pinned, slurm
+        from leapbench.cluster import slurm
+        from leapbench.records import commit
 
         assert self.config is not None
-        site = slurm.Site(self._keys(), Path.cwd(), pinned.code(self.config.allow_dirty), pinned.commit())
+        site = slurm.Site(self._keys(), Path.cwd(), commit.code(self.config.allow_dirty), commit.current())
         self._read_configs_of(site.code)
         runs, self.runs = self.runs, []  # every job's pickle holds this object
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
@@ -119,8 +122,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def _note(self, site: Any, runs: dict[str, Any]) -> None:
         """Keep with the runs which job is which run, for scripts/status.py and scripts/submit.py."""
-        from leapbench.files import utc
-        from leapbench.slurm import Submission
+        from leapbench.cluster.slurm import Submission
+        from leapbench.records.files import utc
 
         logs = str(Path(self.params["submitit_folder"]).absolute())
         for suite in {run.folder.parent.absolute() for run in runs.values()}:
@@ -131,7 +134,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         """Wait for `job`; what it returned, or why it returned nothing."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
-        from leapbench import cli, slurm
+        from leapbench import cli
+        from leapbench.cluster import slurm
 
         try:
             answer = job.results()[0]

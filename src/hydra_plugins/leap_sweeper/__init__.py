@@ -45,7 +45,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="leap", node=LeapSweepe
 
 
 class Job(NamedTuple):
-    """One job: its overrides, and the :class:`leapbench.config.RunConfig` that they resolve to."""
+    """One job: its overrides, and the :class:`leapbench.config.schema.RunConfig` that they resolve to."""
 
     overrides: list[str]
     config: Any
@@ -75,8 +75,8 @@ class LeapSweeper(BasicSweeper):
             SweepError: after the last job, if any failed or diverged.
         """
         from leapbench.cli import report, summarise
-        from leapbench.errors import ConfigError
-        from leapbench.progress import PlannedRun, ended
+        from leapbench.cluster.progress import PlannedRun, ended
+        from leapbench.config.errors import ConfigError
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.max_batch_size is not None and self.max_batch_size < 1:
@@ -134,7 +134,7 @@ class LeapSweeper(BasicSweeper):
 
     def _values(self, override: Override) -> list[str]:
         """What `override` stands for, as strings: one value, a sweep's values, or a range's integers."""
-        from leapbench.errors import ConfigError
+        from leapbench.config.errors import ConfigError
 
         values: list[Any]
         if not override.is_sweep_override():
@@ -193,7 +193,7 @@ def _cell(job: Sequence[str]) -> tuple[str, ...]:
 
 def _resolved(jobs: list[list[str]], cells: dict[tuple[str, ...], DictConfig]) -> list[Job]:
     """The jobs with their configurations; of a cell's seeds the first is resolved, the others only differ in it."""
-    from leapbench.resolve import resolve
+    from leapbench.config.resolve import resolve
 
     known: dict[tuple[str, ...], Any] = {}
     found: list[Job] = []

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from leapbench.acceptance import score
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.names import JUDGED, PROJECT, Status
-from leapbench.read import TRAINING, Suite, load_suite
+from leapbench.records.read import TRAINING, Suite, load_suite
 from leapbench.tables import Published, Table, build, load_published
+from leapbench.tables.acceptance import score
 from leapbench.tables.methods import WORKLOAD, of_workload, workload_name
 from leapbench.tables.render import section_name
 from leapbench.tables.time_to_baseline import leaps_of
@@ -34,7 +34,7 @@ def write_figures(
 
     Args:
         suite: the runs.
-        scored: of :func:`leapbench.acceptance.score`.
+        scored: of :func:`leapbench.tables.acceptance.score`.
         tables: of :func:`leapbench.tables.build`; their frames hold means and intervals.
         published: the cited figures.
         folder: where the png files go.

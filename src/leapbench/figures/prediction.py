@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from leapbench.acceptance import REGIMES, distance_ratio
 from leapbench.figures.style import (
     PROTOCOL_STYLE,
     SPARE_STYLES,
@@ -20,6 +19,7 @@ from leapbench.figures.style import (
     protocols_of,
     with_interval,
 )
+from leapbench.tables.acceptance import REGIMES, distance_ratio
 from leapbench.tables.extrapolation import CALM
 
 RULE_WORDS = {

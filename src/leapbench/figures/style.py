@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
-from leapbench.acceptance import in_order
+from leapbench.tables.acceptance import in_order
 
 DPI = 150
 PREDICTOR_STYLE = {

@@ -10,10 +10,10 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from leapbench.choices import Init
-from leapbench.config import ModelConfig
-from leapbench.datasets.hub import fetch
-from leapbench.errors import ConfigError
+from leapbench.config.choices import Init
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import ModelConfig
+from leapbench.data.hub import fetch
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -9,9 +9,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from leapbench.choices import Init
-from leapbench.config import ModelConfig
-from leapbench.errors import ConfigError
+from leapbench.config.choices import Init
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import ModelConfig
 from leapbench.models.causal_lm import seeded
 from leapbench.models.convnets import FCN, AlexNet
 

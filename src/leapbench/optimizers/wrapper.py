@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leapbench.weights import FlatWeights
+from leapbench.prediction.weights import FlatWeights
 
 
 class Wrapper:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leapbench.predictor import LinearInHistory
+from leapbench.prediction.predictor import LinearInHistory
 
 
 class Average(LinearInHistory):

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.predictor import Predictor, spacing
-from leapbench.weights import Entry, Layout, combine, places
+from leapbench.prediction.history import History
+from leapbench.prediction.predictor import Predictor, spacing
+from leapbench.prediction.weights import Entry, Layout, combine, places
 
 Array = NDArray[np.float64]
 

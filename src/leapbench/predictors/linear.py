@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leapbench.predictor import LinearInHistory, spacing
+from leapbench.prediction.predictor import LinearInHistory, spacing
 
 
 class Linear(LinearInHistory):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.predictor import Predictor, spacing
+from leapbench.prediction.history import History
+from leapbench.prediction.predictor import Predictor, spacing
+from leapbench.prediction.weights import chunks
 from leapbench.predictors._masks import consistent
-from leapbench.weights import chunks
 
 
 class MaskedLinear(Predictor):

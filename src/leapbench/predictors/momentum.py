@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.moments import AdamGroup
-from leapbench.predictor import Predictor
-from leapbench.weights import pieces
+from leapbench.prediction.history import History
+from leapbench.prediction.moments import AdamGroup
+from leapbench.prediction.predictor import Predictor
+from leapbench.prediction.weights import pieces
 
 FORMS = ("exact", "paper", "code")
 

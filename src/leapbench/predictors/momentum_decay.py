@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.moments import AdamGroup
-from leapbench.predictor import Predictor
+from leapbench.prediction.history import History
+from leapbench.prediction.moments import AdamGroup
+from leapbench.prediction.predictor import Predictor
 from leapbench.predictors.momentum import Move, corrected, moved, rules_of
 
 

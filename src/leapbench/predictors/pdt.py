@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.predictor import spacing
+from leapbench.prediction.history import History
+from leapbench.prediction.predictor import spacing
+from leapbench.prediction.weights import pieces
 from leapbench.predictors._masks import accelerates_code, accelerates_paper, consistent
 from leapbench.predictors.dmd import Array, Dmd, System
-from leapbench.weights import pieces
 
 VARIANTS = ("code", "paper_step", "paper_cumulative")
 MODES = ("both", "accel_only", "consistency_only")

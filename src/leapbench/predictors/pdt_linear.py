@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leapbench.history import History
+from leapbench.prediction.history import History
 from leapbench.predictors.pdt import Pdt
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from leapbench.history import History
+from leapbench.prediction.history import History
 from leapbench.predictors.pdt import DmdFromStart
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leapbench.history import History
+from leapbench.prediction.history import History
+from leapbench.prediction.weights import chunks
 from leapbench.predictors._masks import check_fraction, check_seed, generator, random_subset
 from leapbench.predictors.pdt_nonselective import PdtNonselective
-from leapbench.weights import chunks
 
 
 class PdtRandomMask(PdtNonselective):

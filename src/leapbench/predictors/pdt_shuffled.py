@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leapbench.history import History
+from leapbench.prediction.history import History
+from leapbench.prediction.weights import Entry, chunks, places
 from leapbench.predictors._masks import check_seed, subset_of
 from leapbench.predictors.pdt import Pdt
-from leapbench.weights import Entry, chunks, places
 
 
 class PdtShuffled(Pdt):

@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from leapbench.history import History
-from leapbench.predictor import LinearInHistory, spacing
-from leapbench.weights import chunks, combine
+from leapbench.prediction.history import History
+from leapbench.prediction.predictor import LinearInHistory, spacing
+from leapbench.prediction.weights import chunks, combine
 
 FORMS = ("exact", "paper", "code")
 

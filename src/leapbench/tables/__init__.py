@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.acceptance import score
 from leapbench.names import JUDGED
-from leapbench.read import RecordError, Suite
+from leapbench.records.read import RecordError, Suite
+from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, not_counted
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.leaping import after_leap, leap_overhead

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from leapbench import stats
-from leapbench.acceptance import CELL, expected, in_order
 from leapbench.names import CONTROLS, VERIFICATION, Regime
-from leapbench.read import TRAINING, Suite
+from leapbench.records.read import TRAINING, Suite
+from leapbench.tables import stats
+from leapbench.tables.acceptance import CELL, expected, in_order
 from leapbench.tables.common import NUMBERS, Published, Table, seeds_counted, with_published
 
 MOMENTUM = ("momentum", "momentum_decay")

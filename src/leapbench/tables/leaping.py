@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from leapbench import stats
-from leapbench.clock import CHARGED
 from leapbench.names import LEAPS, VALIDATION, Status
+from leapbench.prediction.clock import CHARGED
+from leapbench.tables import stats
 from leapbench.tables.common import Table
 from leapbench.tables.methods import ROW, WORKLOAD
 from leapbench.tables.numbers import interval, number, summarised

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from leapbench.acceptance import FIRST_PREDICTORS
 from leapbench.names import BASELINE, CONTROLS, PROJECT, RuleName, Status
-from leapbench.read import Suite, differing, flatten
+from leapbench.records.read import Suite, differing, flatten
+from leapbench.tables.acceptance import FIRST_PREDICTORS
 
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
 ROW = [*WORKLOAD, "row"]

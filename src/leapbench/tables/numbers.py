@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leapbench import stats
+from leapbench.tables import stats
 
 MISSING = "missing"
 

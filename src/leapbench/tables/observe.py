@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from leapbench import stats
-from leapbench.acceptance import CELL, REGIMES, expected, in_order, rates
 from leapbench.names import JUDGED, Regime, Status
-from leapbench.read import TRAINING, Suite
+from leapbench.records.read import TRAINING, Suite
+from leapbench.tables import stats
+from leapbench.tables.acceptance import CELL, REGIMES, expected, in_order, rates
 from leapbench.tables.common import NUMBERS, PUBLISHED, Published, Table, count_cells, seeds_counted, with_published
 
 DECISION = {

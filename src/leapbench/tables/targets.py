@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from leapbench.clock import CHARGED
 from leapbench.names import EVALS, TRAIN, VALIDATION, Status
-from leapbench.read import Suite
+from leapbench.prediction.clock import CHARGED
+from leapbench.records.read import Suite
 from leapbench.tables.methods import ROW, WORKLOAD
 
 DEFINITIONS = ("ours", "pdt_loss", "pdt_loss_total", "pdt_accuracy")

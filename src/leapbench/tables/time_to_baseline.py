@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leapbench import stats
-from leapbench.clock import CHARGED
 from leapbench.names import LEAPS, VALIDATION, VERIFICATION, Status
-from leapbench.read import Suite
+from leapbench.prediction.clock import CHARGED
+from leapbench.records.read import Suite
+from leapbench.tables import stats
 from leapbench.tables.common import Published, Table
 from leapbench.tables.methods import REFERENCES, ROW, SCIENCE, WORKLOAD, References, methods, references, workload_name
 from leapbench.tables.numbers import MISSING, interval, number, summarised

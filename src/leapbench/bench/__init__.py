@@ -1,0 +1,1 @@
+"""What prediction and observation cost."""

@@ -1,0 +1,126 @@
+"""The measurements of bench and bench_floor for the console and as csv and markdown."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from leapbench.bench.costs import INTERVAL, PREDICT_AT_MOST, SWAP_AT_LEAST, K
+from leapbench.bench.floor import Floor
+
+SHOWN = {
+    "predictor": "predictor", "form": "form", "copy_ms": "copy ms",
+    "snapshot_mb": "snapshot MB", "snapshot_ms": "ms", "snapshot_x_copy": "x copy",
+    "predict_mb": "predict MB", "predict_ms": "ms ", "predict_x_copy": "x copy ",
+    "swap_ms": "swap ms", "state_dict_ms": "state_dict ms", "times_faster": "times faster",
+}  # fmt: skip
+NOTES = f"""
+All figures are minima over the rounds. On a CPU milliseconds are processor time of the one thread (what the wall shows
+on an idle machine); the csv has the wall clock's too. The measures of a row are taken in turn.
+
+- **copy**: one vector of all weights copied into another, 8 bytes a parameter.
+- **snapshot**: into a full ring, with Adam's moments where the predictor reads them.
+- **predict**: a candidate K={K} steps ahead from snapshots {INTERVAL} steps apart, built in a vector that is there
+  already. MB are what the method has to read and write; *x copy* is its time over the time a copy takes for as many
+  bytes. `quadratic` in form `code` reads the snapshots twice, once for its norms.
+- **swap**: all of verification but the forward pass (views, `functional_call`), on the same model with an empty forward
+  pass. `momentum` in form `code` verifies three candidates and rescales two of them.
+- **state_dict**: clone the state_dict, predict tensor by tensor into a new one, load it, load the old one back, with
+  fresh memory each time as in practice. A tied embedding stands twice in a state_dict. *times faster* is this over
+  predict + swap.
+"""
+
+
+def machine(device: torch.device) -> str:
+    """One line: the processor or the GPU, threads, torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread, torch {torch.__version__}"
+
+
+def title(rows: list[dict[str, Any]]) -> str:
+    """What one size is, and how often it was measured."""
+    first = rows[0]
+    return f"{first['parameters']:,} parameters in {first['tensors']} tensors, {first['rounds']} rounds"
+
+
+def console(rows: list[dict[str, Any]]) -> str:
+    """The table of one size."""
+    return _body(rows).to_string(index=False)
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per target: how many rows meet it, and which do not."""
+    lines = []
+    for target, key, figure in (
+        (f"predict at most {PREDICT_AT_MOST}x of its bytes at copy speed", "predict_verdict", "predict_x_copy"),
+        (f"predict + swap at least {SWAP_AT_LEAST:g}x faster than the state_dict way", "swap_verdict", "times_faster"),
+    ):
+        judged = [row for row in rows if key in row]
+        missed = [f"{_name(row)} {row[figure]:.2f}" for row in judged if row[key] == "missed"]
+        line = f"{target}: met by {len(judged) - len(missed)} of {len(judged)}"
+        lines.append(line + (f"; missed by {', '.join(missed)}" if missed else ""))
+    return lines
+
+
+def write(sizes: list[list[dict[str, Any]]], device: torch.device, folder: Path) -> list[Path]:
+    """bench.csv and bench.md; one list of rows per size."""
+    parts = ["# Cost of snapshots, predictions and swaps", "", f"{machine(device)}.", NOTES]
+    for rows in sizes:
+        parts += [f"## {title(rows)}", "", _body(rows).to_markdown(index=False, disable_numparse=True), ""]
+        parts += [*(f"- {line}" for line in verdicts(rows)), ""]
+    frame = pd.DataFrame([row for rows in sizes for row in rows])
+    return _files(folder, "bench", frame.assign(machine=machine(device)), parts)
+
+
+def floor_console(floor: Floor) -> str:
+    """Parts, ratios and laps."""
+    laps = ", ".join(f"{lap} {seconds:.2f}" for lap, seconds in floor.laps.items())
+    tables = [_numbers(pd.DataFrame(part), 3).to_string(index=False) for part in (floor.parts, floor.ratios)]
+    return "\n\n".join([*tables, f"laps of one observed run, s: {laps}"])
+
+
+def write_floor(floor: Floor, setting: str, device: torch.device, folder: Path) -> list[Path]:
+    """bench_floor.csv and bench_floor.md; `setting` says what was run and how often."""
+    parts = ["# Observing against its floor", "", f"{machine(device)}. {setting}", ""]
+    parts += [_numbers(pd.DataFrame(floor.parts), 2).to_markdown(index=False, disable_numparse=True), ""]
+    parts += [_numbers(pd.DataFrame(floor.ratios), 3).to_markdown(index=False, disable_numparse=True), ""]
+    parts += ["Laps of one observed run, s: " + ", ".join(f"{lap} {s:.2f}" for lap, s in floor.laps.items()) + "."]
+    frame = pd.DataFrame([*floor.parts, *floor.ratios]).assign(machine=machine(device), setting=setting)
+    return _files(folder, "bench_floor", frame, parts)
+
+
+def _files(folder: Path, stem: str, frame: pd.DataFrame, parts: list[str]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    table, page = folder / f"{stem}.csv", folder / f"{stem}.md"
+    frame.to_csv(table, index=False, float_format="%.6g")
+    page.write_text("\n".join(parts).rstrip() + "\n")
+    return [table, page]
+
+
+def _body(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows).reindex(columns=list(SHOWN)).rename(columns=SHOWN)
+    return _numbers(frame, 2)
+
+
+def _numbers(frame: pd.DataFrame, digits: int) -> pd.DataFrame:
+    def text(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        if isinstance(value, str):
+            return value
+        return f"{value:.0f}" if value == int(value) or value >= 1000 else f"{value:.{digits}f}"
+
+    return frame.map(text)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['predictor']}/{row['form']}" if row["form"] else str(row["predictor"])

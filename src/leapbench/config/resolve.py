@@ -1,0 +1,263 @@
+"""From Hydra's nested dictionary to a validated RunConfig, or one line: what was wrong, what would be right."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from leapbench.config.choices import LrFrom, PaceName, ScheduleName, SequenceLayout, Thresholds
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import OptimizerConfig, RunConfig, WrapperConfig
+from leapbench.config.tuned import TUNED, tuned_lr
+from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
+
+# Quantities in steps that may be written "N epochs".
+IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
+EPOCHS = re.compile(r"(\d+) epochs?")
+# How OmegaConf says that a value is none of an enum's.
+NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
+
+
+def resolve(cfg: DictConfig) -> RunConfig:
+    """Turn Hydra's configuration into a validated :class:`RunConfig`.
+
+    Raises:
+        ConfigError: one line, for anything a user can get wrong.
+    """
+    plain = OmegaConf.create({key: value for key, value in cfg.items_ex(resolve=False) if key != "experiment"})
+    _check_seed(plain.get("seed"))
+    try:
+        OmegaConf.resolve(plain)
+        _epochs_to_steps(plain)
+        plain.K = parse_horizons(plain.get("K"))
+        predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
+        _gather_settings(plain)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        for key in sorted(OmegaConf.missing_keys(merged)):
+            raise ConfigError(f"{key} has no value; give it one, as in {key}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    assert isinstance(config, RunConfig)
+    config.predictors = _select(predictors, config.mode)
+    _fill_lr(config)
+    _fill_thresholds(config)
+    validate(config)
+    return config
+
+
+def parse_horizons(K: Any) -> list[int]:
+    """One horizon or several -> ascending list of distinct positive integers, steps.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    values = list(K) if OmegaConf.is_list(K) or isinstance(K, list | tuple) else [K]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(
+                f"K={value} is not a number of steps; K is a positive integer or a list, as in K=5,10 with -m"
+            )
+        if value < 1:
+            raise ConfigError(f"K={value} predicts nothing; K is the number of steps ahead, 1 or more")
+    if not values:
+        raise ConfigError("K=[] has no horizon; give at least one, as in K=5")
+    return sorted(set(values))
+
+
+def validate(config: RunConfig) -> None:
+    """Check what types cannot say.
+
+    Raises:
+        ConfigError: one line.
+    """
+    train, K = config.train, config.horizons
+    _check_bounds(config)
+    if not (config.optimizer.lr > 0 and math.isfinite(config.optimizer.lr)):
+        raise ConfigError(f"optimizer.lr={config.optimizer.lr} must be a positive number")
+    if config.mode == Mode.leap:
+        _check_leap(config)
+    if config.schedule.name == ScheduleName.cosine_two_stage and None in (
+        config.schedule.restart_at,
+        config.schedule.restart,
+    ):
+        raise ConfigError("schedule=cosine_two_stage needs schedule.restart_at (steps) and schedule.restart (share)")
+    if train.interval > train.steps:
+        raise ConfigError(
+            f"train.interval={train.interval} is larger than train.steps={train.steps}: no snapshot would ever be taken"
+        )
+    _check_protocols(config)
+    if config.predictors and K and K[-1] > train.steps - train.interval:
+        raise ConfigError(
+            f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
+            f"{train.steps - train.interval}); lower K or raise train.steps={train.steps}"
+        )
+    for chain in config.cascade.chains:
+        if len(chain) != 2 or any(not isinstance(part, int) or part < 1 for part in chain):
+            raise ConfigError(f"cascade.chains: {chain} must be [depth, K], two positive integers")
+    fractions = config.landscape.fractions
+    if config.landscape.enabled and (len(set(fractions)) < 2 or len(set(fractions)) < len(fractions) or 0 in fractions):
+        raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
+
+
+def _check_leap(config: RunConfig) -> None:
+    leap = config.leap
+    if len(config.protocols) > 1:
+        raise ConfigError(f"mode=leap follows one protocol at a time, not {_names(config.protocols)}; use -m")
+    if config.predictors and len(config.horizons) > 1:
+        K = ",".join(map(str, config.horizons))
+        raise ConfigError(
+            f"mode=leap uses one K, not K=[{K}]; give one, as in K={config.horizons[0]}, or K={K} with -m"
+        )
+    if any(step < 1 for step in leap.follow):
+        raise ConfigError(f"leap.follow={leap.follow} must be steps after a leap, 1 or more each")
+    if leap.scheduler == PaceName.pdt and config.predictors and config.horizons[0] % config.train.interval:
+        raise ConfigError(
+            f"leap.scheduler=pdt counts K in intervals; K={config.horizons[0]} is no multiple of "
+            f"train.interval={config.train.interval}"
+        )
+
+
+def _check_bounds(config: Any, prefix: str = "") -> None:
+    """Every value within the bounds that its field declares."""
+    for item in fields(config):
+        key, value = f"{prefix}{item.name}", getattr(config, item.name)
+        parts = value if isinstance(value, dict) else {}
+        if is_dataclass(value):
+            _check_bounds(value, f"{key}.")
+        for name, part in parts.items():
+            if is_dataclass(part):
+                _check_bounds(part, f"{key}.{name}.")
+        if value is None or "bounded" not in item.metadata:
+            continue
+        least = item.metadata["least"]
+        if least is None and not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"{key}={value} must be a positive number")
+        if least is not None and not (value >= least and math.isfinite(value)):
+            raise ConfigError(f"{key}={value} must be {least} or more")
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        hint = "; ranges and lists of seeds need -m, as in: python train.py -m seed=0-4" if "-" in str(seed) else ""
+        raise ConfigError(f"seed={seed} is not an integer{hint}")
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must be 0 or more")
+
+
+def _check_protocols(config: RunConfig) -> None:
+    if not config.protocols:
+        raise ConfigError("no protocol chosen; use protocol=exact, paper or code")
+    padded = config.dataset.layout == SequenceLayout.padded
+    if padded and len({protocol.pad_in_loss for protocol in config.protocols.values()}) > 1:
+        raise ConfigError(f"protocols {_names(config.protocols)} train with different padding; run them apart with -m")
+    if config.model.init is None and len({protocol.init for protocol in config.protocols.values()}) > 1:
+        raise ConfigError(
+            f"protocols {_names(config.protocols)} start from different weights; run them apart with -m, or set "
+            "model.init"
+        )
+
+
+def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
+    """Drop `none`; chosen alone it drops the controls too. mode=leap has the one predictor that was asked for."""
+    chosen = {name: spec for name, spec in predictors.items() if name != BASELINE}
+    asked = [name for name in chosen if name not in CONTROLS]
+    if BASELINE in predictors and not asked:
+        return {}
+    if mode == Mode.leap:
+        # What was chosen comes before the controls that every run has.
+        names = list(chosen)
+        asked = names[: names.index(asked[-1]) + 1] if asked else names[:1]
+        if len(asked) > 1:
+            raise ConfigError(
+                f"mode=leap follows one predictor at a time, not {', '.join(asked)}; with -m: "
+                f"predictor={','.join(asked)}"
+            )
+        return {name: chosen[name] for name in asked}
+    return chosen
+
+
+def _gather_settings(plain: DictConfig) -> None:
+    """Move the keys that only one optimizer or wrapper has, beside its name in its yaml, into `settings`."""
+    for key, kind in (("optimizer", OptimizerConfig), ("wrapper", WrapperConfig)):
+        own: Any = OmegaConf.to_container(plain[key])
+        common = {item.name for item in fields(kind)} - {"settings"}
+        settings = {name: value for name, value in own.items() if name not in common}
+        plain[key] = {name: value for name, value in own.items() if name in common} | {"settings": settings}
+
+
+def _epochs_to_steps(plain: DictConfig) -> None:
+    """Replace "N epochs" by optimizer steps, epoch = dataset.examples // train.batch_size."""
+
+    def in_steps(key: str, value: Any) -> Any:
+        if not isinstance(value, str) or not (match := EPOCHS.fullmatch(value)):
+            return value
+        examples, batch = OmegaConf.select(plain, "dataset.examples"), plain.train.batch_size
+        if not isinstance(examples, int) or not isinstance(batch, int) or not 1 <= batch <= examples:
+            name = OmegaConf.select(plain, "dataset.name")
+            raise ConfigError(
+                f"{key}={value} needs an epoch's length, but dataset={name} has dataset.examples={examples} and "
+                f"train.batch_size={batch}; give {key} in steps"
+            )
+        return int(match[1]) * (examples // batch)
+
+    for key in IN_EPOCHS:
+        if (value := OmegaConf.select(plain, key)) is not None:
+            OmegaConf.update(plain, key, in_steps(key, value))
+    K = plain.get("K")
+    plain.K = [in_steps("K", k) for k in K] if OmegaConf.is_list(K) or isinstance(K, list) else in_steps("K", K)
+
+
+def _fill_lr(config: RunConfig) -> None:
+    """optimizer.lr=tuned becomes the number that the committed tuning found for this method."""
+    lr = config.optimizer.lr
+    if isinstance(lr, str):
+        config.optimizer.lr = tuned_lr(config)
+        config.optimizer.lr_from = LrFrom.tuned if lr == TUNED else LrFrom.given
+    if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
+        raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
+    config.optimizer.lr = float(config.optimizer.lr)
+
+
+def _fill_thresholds(config: RunConfig) -> None:
+    regime = config.regime
+    if not config.gated:
+        return
+    if regime.thresholds == Thresholds.published:
+        pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}
+        regime.by_protocol = {name: pair for name in config.protocols}
+    else:
+        assert regime.file is not None
+        path = PROJECT / regime.file
+        if not path.is_file():
+            raise ConfigError(
+                f"regime=calibrated needs {regime.file}, which does not exist; measure it with a calibration sweep and "
+                "scripts/calibrate.py, or use regime=published"
+            )
+        stored = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(stored, dict)
+        missing = [name for name in config.protocols if name not in stored["protocols"]]
+        if missing:
+            raise ConfigError(
+                f"{regime.file} has no thresholds for protocol {missing[0]}; calibrate it, or use regime=published"
+            )
+        regime.source = stored["source"]
+        regime.by_protocol = {name: stored["protocols"][name] for name in config.protocols}
+    regime.tau_high = regime.tau_low = None
+
+
+def _names(mapping: dict[str, Any]) -> str:
+    return ", ".join(mapping)
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
+    if key and (found := NO_MEMBER.fullmatch(lines[0])):
+        return f"{key}={found[1]} is unknown; use {' or '.join(found[2].split(', '))}"
+    return f"{key}: {lines[0]}" if key else lines[0]

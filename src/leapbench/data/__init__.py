@@ -1,0 +1,190 @@
+"""Text as arrays of token ids: :func:`load` returns the three splits of a data set, tokenised once and cached.
+
+A source is one file with `open_corpus(cfg) -> Corpus`; it knows where documents come from and how they are split. Here
+they become sequences, which are stored under a hash of everything they depend on and opened as memory maps. Labelled
+images come from :func:`load_images`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from leapbench.config.choices import SequenceLayout, Source
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import DatasetConfig
+from leapbench.data import digits, hub, hub_images, stdlib, text_files
+from leapbench.data.corpus import Corpus
+from leapbench.data.images import ImageSplits
+from leapbench.data.tokenize import Tokenizer, batches, identity
+from leapbench.names import SPLITS, TRAIN
+from leapbench.records.files import whole
+from leapbench.records.lock import HeldError, Lock
+
+SOURCES = {Source.stdlib: stdlib, Source.text_files: text_files, Source.hub: hub}
+IMAGE_SOURCES = {Source.digits: digits, Source.hub: hub_images}
+WAIT_S = 0.5  # seconds between two looks at a cache that another process is making
+VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One split. `ids` (n, tokens), a read-only memory map; `lengths` (n,) of the padded layout, None when packed."""
+
+    ids: np.ndarray
+    lengths: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sequences by number: `input_ids` (B, tokens), and when padded `attention_mask` (B, tokens), both int64."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        batch = {"input_ids": torch.from_numpy(self.ids[chosen].astype(np.int64))}
+        if self.lengths is not None:
+            mask = np.arange(self.ids.shape[1]) < self.lengths[chosen][:, None]
+            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class TextSplits:
+    """A data set: training may use `train`, methods may look at `verification`, only the scorer at `validation`.
+
+    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content.
+    """
+
+    train: Tokens
+    verification: Tokens
+    validation: Tokens
+    vocab_size: int
+    pad_id: int
+    sha256: str
+
+
+def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
+    """The data set `cfg` describes, from the cache if it has been tokenised before.
+
+    packed: documents joined by the tokenizer's separator and cut into sequences of `cfg.tokens`; the rest is dropped.
+    padded: one document is one sequence, truncated and filled up to `cfg.tokens`.
+    Documents of no more than `cfg.min_characters` characters are left out. Several processes may load at once.
+
+    Raises:
+        ConfigError: one line, for a source or tokenizer that cannot be had, a split without a single sequence, or a
+            cache that cannot be written.
+    """
+    if cfg.hold_out_last is not None and cfg.source != Source.hub:
+        raise ConfigError(
+            f"dataset.hold_out_last={cfg.hold_out_last} needs dataset.source=hub; others split by document"
+        )
+    if cfg.source not in SOURCES or cfg.tokens is None:
+        raise ConfigError(
+            f"dataset.source={cfg.source} is read as text, which needs dataset.tokens and dataset.source="
+            f"{' or '.join(SOURCES)}"
+        )
+    corpus = SOURCES[cfg.source].open_corpus(cfg)
+    tokenizer_id, make_tokenizer = identity(cfg)
+    parts = (VERSION, cfg.source, corpus.sha256, tokenizer_id, cfg.layout, cfg.tokens, cfg.min_characters,
+             cfg.hold_out_last, cfg.text_column)  # fmt: skip
+    folder = Path(cache_dir).expanduser() / sha256(json.dumps(parts).encode()).hexdigest()
+    if not folder.is_dir():
+        lock = _turn(folder, cache_dir)
+        try:
+            if not folder.is_dir():  # by another process, while this one waited
+                _build(folder, corpus, make_tokenizer, cfg)
+        finally:
+            lock.release()
+    meta = json.loads((folder / "meta.json").read_text())
+    train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
+    return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
+
+
+def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
+    """The labelled images `cfg` describes; those of the hub are kept under `cache_dir` as the `datasets` library does.
+
+    Raises:
+        ConfigError: one line, for a source that cannot be had or keys that do not fit it.
+    """
+    image = cfg.image
+    assert image is not None
+    if cfg.source not in IMAGE_SOURCES:
+        raise ConfigError(f"dataset.source={cfg.source} has no images; use {' or '.join(IMAGE_SOURCES)}")
+    return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
+
+
+def _turn(folder: Path, cache_dir: Path) -> Lock:
+    """The lock of `folder`, once no other process is making it: of many jobs that start at once, one does the work."""
+    lock = Lock(folder.with_name(f"{folder.name}.lock"))
+    while True:
+        try:
+            lock.acquire()
+            return lock
+        except HeldError:
+            time.sleep(WAIT_S)
+        except OSError as error:
+            raise ConfigError(f"cache_dir={cache_dir} cannot be written: {error.strerror}") from None
+
+
+def _build(
+    folder: Path, corpus: Corpus, make_tokenizer: Callable[[Iterator[str]], Tokenizer], cfg: DatasetConfig
+) -> None:
+    """Tokenise all splits."""
+    for abandoned in folder.parent.glob(f"{folder.name}.draft-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with whole(folder) as draft:
+        tokenizer = make_tokenizer(corpus.read(TRAIN))
+        for split in SPLITS:
+            _write(draft / split, corpus.read(split), tokenizer, cfg)
+        meta = {
+            "vocab_size": tokenizer.vocab_size,
+            "pad_id": tokenizer.pad_id,
+            "dtype": np.dtype(tokenizer.dtype).name,
+        }
+        (draft / "meta.json").write_text(json.dumps(meta))
+
+
+def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:
+    """Tokenise one split into `<stem>.ids` and, when padded, `<stem>.lengths`: bare arrays, written as they come."""
+    separator = np.asarray(list(tokenizer.separator), tokenizer.dtype)
+    size, lengths, tokens = 0, [], cfg.tokens
+    assert tokens is not None
+    with stem.with_suffix(".ids").open("wb") as file:
+        for batch in batches(documents):
+            for ids in tokenizer.encode(batch):
+                document = np.asarray(ids, tokenizer.dtype)
+                if cfg.layout == SequenceLayout.packed:
+                    pieces = [separator, document] if size else [document]
+                elif len(document):
+                    lengths.append(min(len(document), tokens))
+                    fill = np.full(tokens - lengths[-1], tokenizer.pad_id, tokenizer.dtype)
+                    pieces = [document[:tokens], fill]
+                else:
+                    continue
+                for piece in pieces:
+                    piece.tofile(file)
+                    size += len(piece)
+        rows = size // tokens
+        file.truncate(rows * tokens * separator.itemsize)
+    if not rows:
+        raise ConfigError(
+            f"dataset.name={cfg.name}: the {stem.name} split has no sequence of {cfg.tokens} tokens; "
+            "lower dataset.tokens, or add text (a .txt file or a row is one document, and a document is in one split)"
+        )
+    if cfg.layout == SequenceLayout.padded:
+        np.asarray(lengths, np.int32).tofile(stem.with_suffix(".lengths"))
+
+
+def _open(stem: Path, dtype: str, cfg: DatasetConfig) -> Tokens:
+    assert cfg.tokens is not None
+    ids = np.memmap(stem.with_suffix(".ids"), dtype, mode="r").reshape(-1, cfg.tokens)
+    return Tokens(
+        ids, np.fromfile(stem.with_suffix(".lengths"), np.int32) if cfg.layout == SequenceLayout.padded else None
+    )

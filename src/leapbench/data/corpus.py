@@ -1,0 +1,104 @@
+"""What every source of text hands over: documents in three splits, and a hash of the content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from leapbench.config.errors import ConfigError
+from leapbench.names import SPLITS, VALIDATION, VERIFICATION
+
+HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation
+READERS = {".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to the hub for every local file opened
+datasets.disable_progress_bars()
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text in three disjoint splits.
+
+    `sha256` identifies the content, not its place on disk. `read(split)` yields the documents of `train`,
+    `verification` or `validation` in a fixed order, anew at every call and without holding them all.
+    """
+
+    sha256: str
+    read: Callable[[str], Iterator[str]]
+
+
+def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[str], Iterator[str]]:
+    """Deal (name, text) documents to the splits, 90 / 5 / 5.
+
+    The documents are ranked by a hash of their names: the first 5 % (rounded up) are verification, the next 5 %
+    validation, the rest train. The result depends on the names only, not on the order or the number of the calls.
+    """
+
+    @cache
+    def split_of() -> np.ndarray:
+        digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name, _ in documents())
+        ranking = np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64).argsort(kind="stable")
+        held_out = -(-len(ranking) // HELD_OUT)
+        codes = np.zeros(len(ranking), np.uint8)
+        codes[ranking[:held_out]] = SPLITS.index(VERIFICATION)
+        codes[ranking[held_out : 2 * held_out]] = SPLITS.index(VALIDATION)
+        return codes
+
+    def read(split: str) -> Iterator[str]:
+        code = SPLITS.index(split)
+        return (text for (_, text), own in zip(documents(), split_of(), strict=True) if own == code)
+
+    return read
+
+
+def rows(file: Path, column: str) -> Iterator[str]:
+    """The texts in `column` of a .jsonl, .parquet or .arrow file, in order; missing values are skipped.
+
+    Raises:
+        ConfigError: names the file, when it cannot be read, is not UTF-8, or has no such column of text.
+    """
+    if not file.stat().st_size:
+        return
+    try:
+        stream = datasets.load_dataset(READERS[file.suffix], data_files=[str(file)], split="train", streaming=True)
+        for table in stream.with_format("arrow").iter(batch_size=1000):
+            if column not in table.column_names:
+                raise ConfigError(
+                    f"{file} has no column {column}; set dataset.text_column to one of {', '.join(table.column_names)}"
+                )
+            for text in table[column].to_pylist():
+                if isinstance(text, str):
+                    yield text
+                elif text is not None:
+                    raise ConfigError(f"column {column} of {file} holds {type(text).__name__}, not text")
+    except UnicodeDecodeError as error:
+        raise not_utf8(file, error) from None
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise ConfigError(f"{file} is not a readable {file.suffix} file: {first_line(error)}") from None
+
+
+def hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """Sha256, hex, over the names relative to `folder` and the bytes of `files`."""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.relative_to(folder).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def not_utf8(file: Path, error: UnicodeDecodeError) -> ConfigError:
+    """The error for a file in another encoding."""
+    return ConfigError(f"{file} is not UTF-8 ({error.reason}); convert it, or take it out of the folder")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

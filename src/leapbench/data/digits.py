@@ -1,0 +1,49 @@
+"""scikit-learn's bundled handwritten digits: 1,797 images of 8 x 8 pixels, in every install, nothing to download.
+
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (its test set).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import DatasetConfig
+from leapbench.data.images import ImageSplits, Resident, stratified
+
+WHITE = 16  # pixels count the dark dots in a square of 4 x 4
+VALIDATION = 300
+
+
+def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
+    """The digits, dealt to the splits so that each has every class in the same share; the split is always the same.
+
+    Raises:
+        ConfigError: a key that does not fit these images.
+    """
+    from sklearn.datasets import load_digits
+
+    image = cfg.image
+    assert image is not None
+    data = load_digits()
+    pixels, labels = data.images.astype(np.uint8), data.target.astype(np.int64)
+    if image.loading != "resident" or image.classes != 10:
+        raise ConfigError("dataset.source=digits needs dataset.image.loading=resident and dataset.image.classes=10")
+    train = len(labels) - VALIDATION - image.held_out
+    if not 0 < train < len(labels) - VALIDATION:
+        raise ConfigError(
+            f"dataset.image.held_out={image.held_out} does not fit: {len(labels) - VALIDATION} of the digits are not "
+            "validation; keep at least one for verification and one for training"
+        )
+    order = stratified(labels)
+    channels = torch.from_numpy(pixels)[:, None].expand(-1, image.channels, -1, -1)
+    train_split, verification, validation = (
+        Resident(channels[chosen], torch.from_numpy(labels)[chosen], WHITE, image)
+        for chosen in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
+    )
+    sha256 = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+    return ImageSplits(train_split, verification, validation, sha256)

@@ -1,0 +1,187 @@
+"""Snapshots of a training, and the ring that keeps the last of them without allocating."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leapbench.prediction.moments import AdamGroup, Moments
+from leapbench.prediction.weights import Layout
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The weights at one step.
+
+    Attributes:
+        step: gradient updates done.
+        position: place in the schedule; the next update would use `factor_at(position)`.
+        weights: (N,).
+        exp_avg, exp_avg_sq: (N,) Adam's moments, or None.
+        updates: optimizer steps behind the moments (Adam's t).
+    """
+
+    step: int
+    position: int
+    weights: Tensor
+    exp_avg: Tensor | None = None
+    exp_avg_sq: Tensor | None = None
+    updates: int = 0
+
+
+@dataclass(frozen=True)
+class History:
+    """What a predictor sees: snapshots from oldest to newest and the rules of the training.
+
+    Attributes:
+        snapshots: at least one.
+        layout: names, shapes and offsets within the vectors.
+        factor_at: position -> what the learning rates are multiplied by in the update that leaves this position.
+        adam: the rules of the optimizer's parameter groups; empty when it keeps no Adam moments.
+        scratch: vectors (N,) float32 to build candidates in, each handed out once; empty = fresh memory.
+    """
+
+    snapshots: tuple[Snapshot, ...]
+    layout: Layout
+    factor_at: Callable[[int], float]
+    adam: tuple[AdamGroup, ...] = ()
+    scratch: list[Tensor] = field(default_factory=list)
+
+    @property
+    def now(self) -> Snapshot:
+        """The newest snapshot."""
+        return self.snapshots[-1]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of the snapshots, ascending."""
+        return tuple(s.step for s in self.snapshots)
+
+    def last(self, h: int) -> History:
+        """The newest h snapshots only.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if h > len(self.snapshots):
+            raise ValueError(f"{h} snapshots wanted, {len(self.snapshots)} kept")
+        return replace(self, snapshots=self.snapshots[-h:])
+
+    def extended(self, weights: Tensor, K: int) -> History:
+        """This history with predicted `weights` (N,) appended as if K more steps had been taken."""
+        ahead = replace(self.now, step=self.now.step + K, position=self.now.position + K, weights=weights)
+        return replace(self, snapshots=(*self.snapshots, ahead))
+
+    def empty_vector(self) -> Tensor:
+        """An uninitialised float32 vector (N,) on the weights' device, for a candidate."""
+        if self.scratch:
+            return self.scratch.pop()
+        return torch.empty_like(self.now.weights, dtype=torch.float32)
+
+
+class Ring:
+    """Keeps the last `capacity` snapshots, the newest `moments_capacity` of them with Adam's moments.
+
+    Vectors of snapshots that fall out are used again, so a run allocates only while the ring fills.
+
+    Args:
+        capacity, moments_capacity: snapshots kept.
+        interval: steps between two snapshots, checked at every push.
+        weights_dtype, moments_dtype: how snapshots are stored.
+        device: where; None = where the weights are.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        interval: int,
+        layout: Layout,
+        factor_at: Callable[[int], float],
+        adam: tuple[AdamGroup, ...] = (),
+        moments_capacity: int = 0,
+        weights_dtype: torch.dtype = torch.float32,
+        moments_dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        self.capacity, self.moments_capacity, self.interval = capacity, moments_capacity, interval
+        self.layout, self.factor_at, self.adam = layout, factor_at, adam
+        self.weights_dtype, self.moments_dtype, self.device = weights_dtype, moments_dtype, device
+        self._snapshots: list[Snapshot] = []
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    def push(self, step: int, position: int, weights: Tensor, moments: Moments | None = None) -> None:
+        """Copy the live weights, and the moments if any are kept, in as the newest snapshot.
+
+        Raises:
+            ValueError: `step` is not one interval after the newest snapshot.
+        """
+        kept = self._snapshots
+        if kept and step != kept[-1].step + self.interval:
+            raise ValueError(f"snapshot at step {step}, but the last was at {kept[-1].step}, interval {self.interval}")
+        keeps_moments = moments is not None and self.moments_capacity > 0
+        m, v = self._take_moments() if keeps_moments else (None, None)
+        reused = kept.pop(0).weights if len(kept) == self.capacity else None
+        snapshot = Snapshot(step, position, self._store(reused, weights, self.weights_dtype))
+        if moments is not None and keeps_moments:
+            snapshot = replace(
+                snapshot,
+                exp_avg=self._store(m, moments.exp_avg, self.moments_dtype),
+                exp_avg_sq=self._store(v, moments.exp_avg_sq, self.moments_dtype),
+                updates=moments.updates,
+            )
+        kept.append(snapshot)
+
+    def adopt(self, position: int, weights: Tensor, clear: bool) -> None:
+        """The newest snapshot becomes the adopted `weights` (N,), at `position`; its step and its moments stay.
+
+        Args:
+            clear: forget the older snapshots, which lie on the other side of the leap.
+        """
+        newest = self._snapshots[-1]
+        newest.weights.copy_(weights)
+        older = [] if clear else self._snapshots[:-1]
+        self._snapshots = [*older, replace(newest, position=position)]
+
+    def history(self, until: int | None = None) -> History:
+        """The kept snapshots, oldest first, up to step `until`.
+
+        Raises:
+            ValueError: `until` is given and that snapshot is no longer kept.
+        """
+        chosen = tuple(s for s in self._snapshots if until is None or s.step <= until)
+        if until is not None and (not chosen or chosen[-1].step != until):
+            raise ValueError(f"the snapshot of step {until} is no longer kept")
+        return History(chosen, self.layout, self.factor_at, self.adam)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The snapshots, oldest first, as plain data and tensors, to be saved in a checkpoint."""
+        return [dict(vars(snapshot)) for snapshot in self._snapshots]
+
+    def load_state_dict(self, snapshots: list[dict[str, Any]], device: torch.device) -> None:
+        """Take over the snapshots of a checkpoint; `device` is where the weights are."""
+        place = self.device or device
+
+        def kept(value: Any) -> Any:
+            return value.to(place) if isinstance(value, Tensor) else value
+
+        self._snapshots = [Snapshot(**{key: kept(value) for key, value in saved.items()}) for saved in snapshots]
+
+    def _take_moments(self) -> tuple[Tensor | None, Tensor | None]:
+        """The vectors of the oldest snapshot with moments, if as many as allowed have them."""
+        holders = [i for i, s in enumerate(self._snapshots) if s.exp_avg is not None]
+        if len(holders) < self.moments_capacity:
+            return None, None
+        oldest = self._snapshots[holders[0]]
+        self._snapshots[holders[0]] = replace(oldest, exp_avg=None, exp_avg_sq=None)
+        return oldest.exp_avg, oldest.exp_avg_sq
+
+    def _store(self, reused: Tensor | None, source: Tensor, dtype: torch.dtype) -> Tensor:
+        if reused is None:
+            reused = torch.empty_like(source, dtype=dtype, device=self.device or source.device)
+        return reused.copy_(source)

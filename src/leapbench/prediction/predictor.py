@@ -1,0 +1,109 @@
+"""What every predictor is, and the family that most of them belong to."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+import re
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from leapbench.prediction.history import History
+from leapbench.prediction.weights import combine
+
+# Found by name: the files of that folder import this one.
+PACKAGE = "leapbench.predictors"
+
+
+class Predictor(ABC):
+    """History -> weights K steps ahead. Pure: no model, no loss, no change in place.
+
+    Attributes:
+        context: snapshots needed.
+        needs_moments: whether it reads the optimizer's moments.
+        scales: candidates theta_0 + c (predict - theta_0) to be verified, of which the best counts.
+        control: whether tables show it among the controls, which stand for what a method must be better than.
+    """
+
+    context: int = 1
+    needs_moments: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    control: bool = False
+
+    @abstractmethod
+    def predict(self, history: History, K: int) -> Tensor:
+        """Weights K steps after `history.now`: (N,) float32, in memory that nobody else uses; `history.empty_vector()`
+        has some."""
+
+
+def names() -> list[str]:
+    """Every predictor that has a file of its own."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name[0] != "_")
+
+
+def named(name: str, **settings: Any) -> Predictor:
+    """The predictor of this name: `pdt_linear` is PdtLinear in the file pdt_linear.py.
+
+    Raises:
+        ValueError: there is none, or it refuses the settings.
+    """
+    if name not in names():
+        raise ValueError(f"predictor={name} is unknown; use {', '.join(names())}")
+    kind = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "".join(map(str.capitalize, name.split("_"))))
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ValueError(f"predictor={name}: {error}") from None
+
+
+def name_of(predictor: Predictor) -> str:
+    """`pdt_linear` for a PdtLinear."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(predictor).__name__).lower()
+
+
+class LinearInHistory(Predictor):
+    """A predictor whose candidate is sum_i c_i theta_i with numbers c that sum to 1 and depend on the steps alone.
+
+    One pass over memory builds the candidate, and distances to other vectors follow from dot products of snapshots.
+    """
+
+    @abstractmethod
+    def coefficients(self, steps: tuple[int, ...], K: int) -> list[float] | None:
+        """One number per snapshot, oldest first, for `context` snapshots taken at `steps`; they sum to 1.
+
+        None: this variant is no such sum and has a `predict` of its own.
+        """
+
+    def predict(self, history: History, K: int) -> Tensor:
+        """Weights K steps after `history.now`: (N,) float32.
+
+        Raises:
+            ValueError: fewer snapshots than `context`.
+        """
+        h = history.last(self.context)
+        coefficients = self.coefficients(h.steps, K)
+        assert coefficients is not None
+        return combine([s.weights for s in h.snapshots], coefficients, h.empty_vector())
+
+
+def coefficients_of(predictor: Predictor, history: History, K: int) -> list[float] | None:
+    """The numbers that make the candidate from the last `context` snapshots, or None if no such numbers exist."""
+    if not isinstance(predictor, LinearInHistory):
+        return None
+    return predictor.coefficients(history.last(predictor.context).steps, K)
+
+
+def spacing(steps: tuple[int, ...]) -> int:
+    """Delta, the steps between snapshots.
+
+    Raises:
+        ValueError: they are not evenly spaced.
+    """
+    gaps = {b - a for a, b in itertools.pairwise(steps)}
+    if len(gaps) != 1:
+        raise ValueError(f"snapshots at steps {steps} are not evenly spaced")
+    return gaps.pop()

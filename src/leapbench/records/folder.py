@@ -1,0 +1,184 @@
+"""A run on disk: the only module that writes it.
+
+Rows are appended to jsonl files; a checkpoint remembers how long each file was, and a resumed run cuts them back to
+that length, so a killed run leaves the same rows as an uninterrupted one. The summary is written last: its presence
+means that nothing more will come.
+
+Rows are handed to the system in batches, at most one every FLUSH_S seconds, and synced with every checkpoint and at the
+end. A kill loses the rows since the last batch, a crash of the node those since the last checkpoint; both are made
+again by the run that resumes from that checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pickle
+import shutil
+import time
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from leapbench.config.errors import BusyError, ConfigError
+from leapbench.names import (
+    CHECKPOINT,
+    CONFIG,
+    LOCK,
+    META,
+    STREAMS,
+    SUMMARY,
+    Status,
+)
+from leapbench.records.files import utc, write_json, write_text
+from leapbench.records.lock import HeldError, Lock, LostError
+
+SCHEMA = 1
+# Seconds between two batches of rows.
+FLUSH_S = 5.0
+
+
+class RunFolder:
+    """results_dir/<suite>/<run_id>/, owned by this process from `acquire` to `release`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock(path / LOCK)
+        self._files: dict[str, FileIO] = {}
+        self._batch: dict[str, bytearray] = {}  # rows on their way to the files
+        self._unsynced: set[str] = set()
+        self._flushed_at = -FLUSH_S
+
+    def acquire(self) -> None:
+        """Make the folder and take its lock; a dead owner's lock is taken over.
+
+        Raises:
+            BusyError: a living process has it.
+        """
+        try:
+            self._lock.acquire()
+        except HeldError as error:
+            raise BusyError(
+                f"run {self.path.name} is already being run by process {error.owner.get('pid')} on "
+                f"{error.owner.get('host')}; left alone ({self.path})"
+            ) from None
+
+    def release(self) -> None:
+        """Hand over the last rows, close the files and give the lock back."""
+        with contextlib.suppress(OSError, BusyError):  # a full disk has been reported by the write that met it first
+            self._write(sync=False)
+        for file in self._files.values():
+            with contextlib.suppress(OSError):
+                file.close()
+        self._files.clear()
+        self._batch.clear()
+        self._lock.release()
+
+    def describe(self, science: dict[str, Any], machine: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Write config.yaml and meta.json; a restart adds an entry to meta's `starts`.
+
+        Args:
+            meta: facts of this start; its `start` entry is appended to those of earlier starts.
+        """
+        write_text(self.path / CONFIG, yaml.safe_dump({"science": science, "machine": machine}, sort_keys=False))
+        known = self.path / META
+        starts = json.loads(known.read_text())["starts"] if known.is_file() else []
+        start = meta.pop("start")
+        write_json(known, {"schema": SCHEMA, **meta, "starts": [*starts, {"utc": utc(), "pid": os.getpid(), **start}]})
+
+    def open(self, offsets: dict[str, int] | None) -> None:
+        """Open the row files, each cut back to its length at the checkpoint; without one, to nothing."""
+        for name in STREAMS:
+            file, size = (self.path / name).open("ab", buffering=0), (offsets or {}).get(name, 0)
+            if file.seek(0, os.SEEK_END) < size:
+                raise ConfigError(
+                    f"{self.path / name} is shorter than the checkpoint remembers; delete {self.path} to start over"
+                )
+            file.truncate(size)
+            file.seek(0, os.SEEK_END)
+            self._files[name], self._batch[name] = file, bytearray()
+
+    def append(self, stream: str, row: dict[str, Any]) -> None:
+        """Add one row to the next batch. Numbers that are not finite become null."""
+        self._batch[stream] += json.dumps({k: finite(v) for k, v in row.items()}).encode() + b"\n"
+
+    def flush(self) -> None:
+        """Hand all rows to the system, unless that was done less than FLUSH_S seconds ago.
+
+        Raises:
+            BusyError: another process has taken this run over.
+        """
+        if time.monotonic() - self._flushed_at >= FLUSH_S:
+            self._write(sync=False)
+
+    def _write(self, sync: bool) -> None:
+        try:
+            self._lock.check()
+        except LostError:
+            raise BusyError(f"{self.path}: another process has taken this run over; this one stops") from None
+        for name, batch in self._batch.items():
+            while batch:  # a disk that fills up takes part of a write
+                self._unsynced.add(name)
+                del batch[: self._files[name].write(batch)]
+        for name in [*self._unsynced] if sync else []:
+            os.fsync(self._files[name].fileno())
+            self._unsynced.discard(name)
+        self._flushed_at = time.monotonic()
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the rolling checkpoint atomically; the rows written so far are on disk before it is."""
+        self._write(sync=True)
+        target = self.path / CHECKPOINT
+        target.parent.mkdir(exist_ok=True)
+        part = target.with_suffix(".part")
+        offsets = {name: file.tell() for name, file in self._files.items()}
+        try:
+            with part.open("wb") as file:
+                torch.save({"offsets": offsets, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except RuntimeError as error:  # torch's zip writer reports a full disk in words of its own
+            part.unlink(missing_ok=True)
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        os.replace(part, target)
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The last checkpoint with its tensors on `device`, or None.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
+        target = self.path / CHECKPOINT
+        if not target.is_file():
+            return None
+        try:
+            return torch.load(target, map_location=device, weights_only=False)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            cut_short = isinstance(error, OSError) and error.errno == errno.EINVAL
+            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not cut_short):
+                raise
+            raise ConfigError(f"{target} is damaged; delete it, and the run starts over") from None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""
+        self._write(sync=True)
+        write_json(self.path / SUMMARY, summary)
+        if summary["status"] != Status.failed:
+            shutil.rmtree((self.path / CHECKPOINT).parent, ignore_errors=True)
+
+    def reopen(self) -> None:
+        """Make a failed run unfinished again."""
+        (self.path / SUMMARY).unlink(missing_ok=True)
+
+
+def finite(value: Any) -> Any:
+    """None for nan and infinities, everything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,173 @@
+"""mode=leap: follow one predictor; what its rule accepts becomes the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from leapbench.config.choices import BuffersAfterLeap
+from leapbench.config.schema import RunConfig
+from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime
+from leapbench.prediction.clock import Clock
+from leapbench.prediction.leap import Leap, Proposal
+from leapbench.prediction.rules import Rule
+from leapbench.records.folder import RunFolder
+from leapbench.training.pace import PACES
+from leapbench.training.parts import build_detector, build_predictors, unusable
+from leapbench.training.scores import Scores
+from leapbench.training.step import Scored
+from leapbench.training.workload import Workload
+
+
+class Leaping:
+    """Decides when to propose, lets a :class:`leapbench.Leap` do it, and records every proposal. Without a predictor it
+    is plain training.
+
+    Attributes:
+        skipped: predictors left out, with the reason.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        workload: Workload,
+        scored: Scored,
+        optimizer: torch.optim.Optimizer,
+        factor_at: Callable[[int], float],
+        clock: Clock,
+        folder: RunFolder,
+        scores: Scores,
+    ) -> None:
+        self.config, self.workload, self.scored = config, workload, scored
+        self.clock, self.folder, self.scores = clock, folder, scores
+        self.skipped = unusable(config)
+        self.protocol = next(iter(config.protocols))
+        self.regime, self.confirmed = Regime.unknown, False
+        self.proposals = self.adoptions = 0
+        self.followed: set[int] = set()  # steps to evaluate at, because a leap lies 50, 100, ... steps back
+        built = build_predictors(config, config.protocol, self.skipped)
+        self.leap = self._leap(*built.popitem(), optimizer, factor_at) if built else None
+        self.detector = build_detector(config, self.protocol) if config.gated and self.leap else None
+        self.pace = PACES[config.leap.scheduler](config.horizons[0], config.leap.every, config.train.interval)
+
+    def after_step(self, step: int, position: int, mean_loss: float | None) -> int:
+        """See :class:`leapbench.training.mode.Mode`; an adoption moves the position."""
+        if mean_loss is None:
+            return position
+        self.clock.enter("other")
+        self.scores.interval(step, position, mean_loss)
+        self.pace.after_interval(mean_loss)
+        if self.leap is None:
+            return position
+
+        # ---- snapshot ------------------------------------------------------------------------------------------------
+        self.leap.steps, self.leap.position = step, position
+        self.leap.snapshot()
+
+        # ---- regime --------------------------------------------------------------------------------------------------
+        if self.detector is not None:
+            self.clock.enter("regime")
+            self._find_regime(step)
+            self.clock.enter("other")
+
+        # ---- predict, verify, adopt ----------------------------------------------------------------------------------
+        self.leap.K, self.leap.every = self.pace.K, self.pace.every
+        links = self._room(position)
+        if not (links and self._open() and self.leap.due):
+            return position
+        if self.config.verify.resample:
+            self.workload.draw(self.proposals)
+        charged = self.clock.charged
+        proposals = self.leap.propose(links)
+        for proposal in proposals:
+            self.folder.append(LEAPS, self._row(proposal) | {"charged_s": charged})
+        self.proposals += bool(proposals)
+        if adopted := sum(proposal.adopted for proposal in proposals):
+            self.adoptions += adopted
+            self.followed |= {step, *(step + later for later in self.config.leap.follow)}
+        return self.leap.position
+
+    def splits_due(self, step: int, position: int) -> tuple[str, ...]:
+        """Both held-out splits every `eval.every` steps, at the end, and some steps after a leap."""
+        due = step % self.config.eval.every == 0 or position == self.config.train.steps or step in self.followed
+        return (VALIDATION, VERIFICATION) if due else ()
+
+    def totals(self) -> dict[str, int]:
+        """How many snapshots brought a proposal, and how many leaps there were."""
+        return {"proposals": self.proposals, "adoptions": self.adoptions}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "followed": sorted(self.followed), "regime": self.regime.value, "confirmed": self.confirmed,
+            "proposals": self.proposals, "adoptions": self.adoptions, "pace": self.pace.state_dict(),
+            "leap": self.leap.state_dict() if self.leap else None,
+            "detector": self.detector.state_dict() if self.detector else None,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint."""
+        self.followed, self.regime = set(state["followed"]), Regime(state["regime"])
+        self.confirmed, self.proposals, self.adoptions = state["confirmed"], state["proposals"], state["adoptions"]
+        self.pace.load_state_dict(state["pace"])
+        if self.leap is not None:
+            self.leap.load_state_dict(state["leap"])
+        if self.detector is not None:
+            self.detector.load_state_dict(state["detector"])
+
+    def _leap(
+        self, name: str, predictor: Any, optimizer: torch.optim.Optimizer, factor_at: Callable[[int], float]
+    ) -> Leap:
+        config, protocol, workload = self.config, self.config.protocol, self.workload
+        sigma_over = protocol.rules.get("adaptive", {}).get("sigma_over", 5)
+        return Leap(
+            workload.model, optimizer, predictor, config.horizons[0],
+            workload.drawn_loss if config.verify.resample else workload.verification_loss,
+            name=name, interval=config.train.interval,
+            rule=Rule(config.leap.rule, **protocol.rules.get("proximity", {}), sigma_over=sigma_over),
+            every=config.leap.every, burn_in=config.leap.burn_in, cooldown=config.leap.cooldown,
+            advance=config.leap.advance, moments=config.leap.moments, history=config.leap.history,
+            factor_at=factor_at, after=self._after_adoption, clock=self.clock,
+            weights_dtype=getattr(torch, protocol.history.weights),
+            moments_dtype=getattr(torch, protocol.history.moments),
+            device=torch.device(config.history_device) if config.history_device else None,
+        )  # fmt: skip
+
+    def _room(self, position: int) -> int:
+        """Leaps in a row that the configuration allows and that end within the run."""
+        if not self.config.leap.advance:
+            return self.config.leap.cascade
+        return min(self.config.leap.cascade, (self.config.train.steps - position) // self.pace.K)
+
+    def _open(self) -> bool:
+        """Whether the regime allows a proposal."""
+        return {
+            Gate.any: True,
+            Gate.not_chaotic: self.regime not in (Regime.chaotic, Regime.unknown),
+            Gate.stable: self.regime == Regime.stable,
+            Gate.confirmed: self.confirmed,
+        }[self.config.leap.gate]
+
+    def _find_regime(self, step: int) -> None:
+        assert self.detector is not None
+        similarity, self.regime, self.confirmed = self.detector.update(*self.workload.probe_states())
+        row = {"step": step, "protocol": self.protocol, "similarity": similarity}
+        row |= {"regime": self.regime, "confirmed": self.confirmed}
+        row |= {"tau_low": self.detector.tau_low, "tau_high": self.detector.tau_high}
+        self.folder.append(REGIMES, row)
+
+    def _after_adoption(self) -> None:
+        if self.config.leap.buffers == BuffersAfterLeap.recompute:
+            self.workload.recompute_buffers()
+
+    def _row(self, proposal: Proposal) -> dict[str, Any]:
+        return {
+            "step": proposal.step, "position": proposal.position, "protocol": self.protocol,
+            "predictor": proposal.predictor, "K": proposal.K, "rule": self.config.leap.rule, "regime": self.regime,
+            "confirmed": self.confirmed, "link": proposal.link, "loss_now_nats": proposal.loss_now,
+            "loss_pred_nats": proposal.loss_pred, "predict_s": proposal.predict_s, "verify_s": proposal.verify_s,
+            "adopted": proposal.adopted, "changed_share": proposal.changed_share,
+            "status": "ok" if proposal.finite else "nonfinite",
+        }  # fmt: skip

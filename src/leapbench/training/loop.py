@@ -1,0 +1,151 @@
+"""The training loop: the only caller of `optimizer.step()` on a run's own weights."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from leapbench.config.schema import RunConfig
+from leapbench.names import VALIDATION, Status
+from leapbench.names import Mode as ModeName
+from leapbench.prediction.clock import Clock
+from leapbench.prediction.weights import FlatWeights
+from leapbench.records.folder import RunFolder
+from leapbench.training.leaping import Leaping
+from leapbench.training.logger import Logger
+from leapbench.training.mode import Mode
+from leapbench.training.observe import Observer
+from leapbench.training.schedule import factor_at
+from leapbench.training.scores import DivergedError, Scores
+from leapbench.training.signals import Deferred
+from leapbench.training.step import Scored, TrainingStep, build_optimizer, build_wrapper
+from leapbench.training.workload import Workload, seed_of
+
+MODES: dict[ModeName, type[Observer] | type[Leaping]] = {ModeName.observe: Observer, ModeName.leap: Leaping}
+
+
+def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger, stop: Deferred) -> dict[str, Any]:
+    """Train to the end, or from the last checkpoint to the end, and record what the configuration asks for.
+
+    A signal that `stop` has kept back is answered at the end of the step, after a checkpoint.
+
+    Returns:
+        The summary: status completed or diverged, final and best metrics, totals.
+    """
+    device, model, steps, interval = workload.device, workload.model, config.train.steps, config.train.interval
+    saved = folder.load_checkpoint(device)
+    folder.open(saved["offsets"] if saved else None)
+    clock = Clock(device, saved["clock"] if saved else None)
+    scores = Scores(folder, logger, clock)
+    weights = FlatWeights.of(model)
+    optimizer = build_optimizer(config.optimizer, weights.named_parameters())
+    wrapper = build_wrapper(config.wrapper, optimizer, weights)
+    scored = Scored(model, weights, wrapper)
+    schedule = factor_at(config.schedule, steps)
+    training_step = TrainingStep(workload, workload.forward, weights.parameters, optimizer, schedule, wrapper)
+    mode: Mode = MODES[config.mode](config, workload, scored, optimizer, schedule, clock, folder, scores)
+    step, position, train_loss = 0, 0, torch.zeros((), device=device)
+    set_rng(seed_of(config, "training"))
+    if saved:
+        weights.vector.copy_(saved["weights"])
+        workload.load_buffers(saved["buffers"])
+        for part, state in ((optimizer, "optimizer"), (wrapper, "wrapper"), (mode, "mode"), (scores, "scores")):
+            part.load_state_dict(saved[state])
+        step, position, train_loss = saved["step"], saved["position"], saved["train_loss"]
+        load_rng(saved["rng"], device)
+    last_saved_s = time.monotonic()
+    bar = tqdm(
+        total=steps, initial=position, desc=f"{config.model.name} seed {config.seed}", unit="step",
+        disable=not config.progress, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True,
+    )  # fmt: skip
+
+    def summary(status: Status, reason: str | None) -> dict[str, Any]:
+        """What summary.json says of a run that came to its end."""
+        bar.close()
+        laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
+        return {
+            "status": status, "reason": reason and f"{reason}; lower optimizer.lr={config.optimizer.lr}",
+            "steps": step, "position": position, "final": scores.final(), "best": scores.best,
+            "totals": {"charged_s": clock.charged, **laps, **mode.totals()},
+            "verify": {"sequences": config.verify.sequences, "batch_size": config.verify.batch_size},
+            "skipped": mode.skipped,
+        }  # fmt: skip
+
+    while position < steps:
+        # ---- train ---------------------------------------------------------------------------------------------------
+        clock.enter("train")
+        train_loss += training_step(step, position)
+        step, position = step + 1, position + 1
+        mean_loss = None
+        if step % interval == 0:
+            clock.enter("other")
+            mean_loss = float(train_loss) / interval
+            train_loss.zero_()
+
+        # ---- snapshot, regime, predict, verify, adopt: what the mode makes of this step ------------------------------
+        try:
+            position = mode.after_step(step, position, mean_loss)
+        except DivergedError as error:
+            return summary(Status.diverged, str(error))
+        bar.update(position - bar.n)
+
+        # ---- evaluate ------------------------------------------------------------------------------------------------
+        for split in mode.splits_due(step, position):
+            clock.enter("eval")
+            scores.record(split, workload.score(scored.forward, split), step, position)
+            bar.set_postfix(loss=f"{scores.losses[split]:.3f}", refresh=False)
+
+        # ---- checkpoint ----------------------------------------------------------------------------------------------
+        if mean_loss is not None:
+            clock.enter("other")
+            folder.flush()
+        if position < steps and (stop.asked or due(config, step, time.monotonic() - last_saved_s)):
+            clock.enter("other")
+            folder.save_checkpoint(
+                {
+                    "step": step, "position": position, "train_loss": train_loss, "weights": weights.vector,
+                    "buffers": workload.buffers(), "optimizer": optimizer.state_dict(),
+                    "wrapper": wrapper.state_dict(), "mode": mode.state_dict(), "scores": scores.state_dict(),
+                    "clock": clock.now(), "rng": rng_state(device),
+                }
+            )  # fmt: skip
+            last_saved_s = time.monotonic()
+            stop.obey()
+    if not math.isfinite(scores.losses[VALIDATION]):
+        return summary(Status.diverged, f"the loss became {scores.losses[VALIDATION]} by step {step}")
+    return summary(Status.completed, None)
+
+
+def due(config: RunConfig, step: int, since_s: float) -> bool:
+    """Whether a checkpoint is due, by steps or by seconds since the last."""
+    by_steps, by_time = config.checkpoint.every_steps, config.checkpoint.every_s
+    return (by_steps is not None and step % by_steps == 0) or (by_time is not None and since_s >= by_time)
+
+
+def set_rng(seed: int) -> None:
+    """Seed every generator that training may draw from (dropout, for one)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The generators' states, for a checkpoint."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def load_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Take the generators' states from a checkpoint."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

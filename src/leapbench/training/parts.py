@@ -1,0 +1,87 @@
+"""From the configuration to what the modes work with: predictors in a protocol's forms, and the regime detector."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from leapbench.config.build import build
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import ProtocolConfig, RunConfig
+from leapbench.names import Mode
+from leapbench.prediction.moments import moments_of
+from leapbench.prediction.predictor import Predictor
+from leapbench.prediction.regime import RegimeDetector
+from leapbench.prediction.weights import FlatWeights
+from leapbench.training.step import build_optimizer, build_wrapper
+
+
+def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Collection[str]) -> dict[str, Predictor]:
+    """The run's predictors by name, in the protocol's forms, without the skipped ones.
+
+    Raises:
+        ConfigError: one of them refuses its settings.
+    """
+    return {
+        name: build({**spec, **protocol.predictors.get(name, {})}, f"predictor={name}")
+        for name, spec in config.predictors.items()
+        if name not in skipped
+    }
+
+
+def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
+    """The regime detector of one of the run's protocols."""
+    pair, reading = config.regime.by_protocol[protocol], config.protocols[protocol]
+    return RegimeDetector(
+        tau_low=sum(pair["tau_low"]) / len(pair["tau_low"]),
+        tau_high=sum(pair["tau_high"]) / len(pair["tau_high"]),
+        inclusive=reading.inclusive,
+        pooling=reading.fingerprint.pooling,
+        cosine=reading.fingerprint.cosine,
+        confirm=config.regime.confirm,
+    )
+
+
+class _Sample(nn.Module):
+    """A matrix and a vector: the least that any optimizer has to cope with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+
+
+def unusable(config: RunConfig) -> dict[str, str]:
+    """Predictors that this configuration's optimizer or wrapper cannot serve, with the reason.
+
+    Raises:
+        ConfigError: optimizer, wrapper or a predictor refuses its settings.
+    """
+    model = _Sample()
+    weights = FlatWeights.of(model)
+    optimizer = build_optimizer(config.optimizer, list(model.named_parameters()))
+    wrapper = build_wrapper(config.wrapper, optimizer, weights)
+    reason = ""
+    if moments_of(optimizer, weights) is None:
+        reason = f"needs Adam moments; optimizer={config.optimizer.name} keeps none"
+    elif config.mode == Mode.observe and not wrapper.scores_live:
+        reason = f"needs the moments of what is observed; wrapper={config.wrapper.name} hands over other weights"
+    needing = [name for name, p in build_predictors(config, config.protocol, ()).items() if p.needs_moments]
+    return dict.fromkeys(needing, reason) if reason else {}
+
+
+def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
+    """Raise ConfigError if a predictor, unless it is exempt, would never make a proposal."""
+    interval, steps, K = config.train.interval, config.train.steps, config.horizons[0]
+    for name, predictor in build_predictors(config, config.protocol, exempt).items():
+        if predictor.context * interval + K > steps:
+            raise ConfigError(
+                f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "
+                f"more than train.steps={steps}: its context never fills; raise train.steps or lower train.interval"
+            )
+        if config.mode == Mode.leap and (config.leap.burn_in + 1) * interval + K > steps:
+            raise ConfigError(
+                f"leap.burn_in={config.leap.burn_in} intervals of {interval} steps and K={K} more do not fit into "
+                f"train.steps={steps}: nothing would ever be proposed; lower leap.burn_in or K, or raise train.steps"
+            )

@@ -1,0 +1,139 @@
+"""One run from configuration to summary: find its folder, return it if complete, resume it if not."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from submitit.core.utils import UncompletedJobError
+
+from leapbench.cluster.progress import ended
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import RunConfig
+from leapbench.names import CONTROLS, Status
+from leapbench.records import commit
+from leapbench.records.folder import RunFolder
+from leapbench.records.lock import slurm_job
+from leapbench.training.logger import build as build_logger
+from leapbench.training.loop import train
+from leapbench.training.parts import check_contexts, unusable
+from leapbench.training.signals import Deferred
+from leapbench.training.workload import Workload
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: completed | diverged | skipped, its id, its folder, and the reason if there is one."""
+
+    status: str
+    run_id: str
+    folder: Path
+    reason: str | None = None
+
+
+def run(config: RunConfig) -> Outcome:
+    """Carry out one run, or continue it where it was killed, or return at once if it is already complete.
+
+    Raises:
+        ConfigError: the user's mistake; nothing was written.
+        BusyError: another process has this run.
+        OSError: the disk; the last checkpoint stays.
+    """
+    device = pick_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads)
+    run_id = config.run_id
+    folder = RunFolder(config.folder)
+    if done := _ended(config):
+        return done
+    skipped = unusable(config)
+    asked = [name for name in config.predictors if name not in CONTROLS]
+    check_contexts(config, {*skipped, *CONTROLS} if asked else set(skipped))
+    workload = None if asked and all(name in skipped for name in asked) else Workload(config, device)
+    try:
+        folder.acquire()
+    except (NotADirectoryError, FileExistsError):
+        raise ConfigError(f"results_dir={config.results_dir} is no folder, or is below a file; give a folder") from None
+    try:
+        if done := _ended(config):  # by another process, while this one got ready
+            return done
+        folder.reopen()
+        folder.describe(config.science(), config.machine(), _meta(config, device, workload))
+        if workload is None:
+            reason = "; ".join(f"predictor={name} {skipped[name]}" for name in asked)
+            folder.open(None)
+            folder.finish({"status": Status.skipped, "reason": reason, "steps": 0, "skipped": skipped})
+            return Outcome(Status.skipped, run_id, folder.path, reason)
+        logger = build_logger(config, run_id, config.science())
+        try:
+            with Deferred() as stop:
+                summary = train(config, workload, folder, logger, stop)
+                folder.finish(summary)
+        except (OSError, ConfigError, UncompletedJobError):  # the last: submitit takes the job off the node
+            raise
+        except Exception as error:
+            summary = {
+                "status": Status.failed,
+                "reason": f"{type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
+            folder.finish(summary)
+            logger.finish(summary)
+            raise
+        if config.logger != "none" and summary["status"] == Status.completed:
+            from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
+
+            for name, path in figures_of_run(folder.path).items():
+                logger.figure(name, path)
+        logger.finish(summary)
+        return Outcome(summary["status"], run_id, folder.path, summary["reason"])
+    finally:
+        folder.release()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name} is unknown; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}, but PyTorch sees no CUDA device here; use device=cpu")
+    return device
+
+
+def _ended(config: RunConfig) -> Outcome | None:
+    """How the run ended, or None if there is something left to do."""
+    end = ended(config)
+    if end is None:
+        return None
+    return Outcome(end["status"], end["run_id"], Path(end["folder"]), end["reason"] or None)
+
+
+def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:
+    return {
+        "run_id": config.run_id,
+        "trajectory": config.trajectory,
+        "git_commit": commit.current(),
+        "git_dirty": bool(commit.changes()),
+        "argv": sys.argv,
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {config.threads} thread",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "dataset_sha256": workload.sha256 if workload else None,
+        "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
+        "start": {"host": platform.node(), "slurm_job": slurm_job()},
+    }

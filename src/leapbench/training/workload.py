@@ -1,0 +1,228 @@
+"""What is trained: a model, its data in three splits, and the loss. Everything random in it hangs on the seed alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from leapbench.config.choices import Precision
+from leapbench.config.errors import ConfigError
+from leapbench.config.schema import RunConfig
+from leapbench.names import TRAIN, VALIDATION, VERIFICATION
+from leapbench.prediction.candidate import Forward
+from leapbench.training.tasks import IGNORED, Batch, task_of
+
+HELD_OUT_SEED = {VERIFICATION: 12, VALIDATION: 10}
+KEEP_BYTES = 1 << 30  # held-out examples beyond this are read anew at every pass
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean cross-entropy, nats, and for images the share of right answers."""
+
+    loss: float
+    accuracy: float | None
+
+
+class Workload:
+    """A network with its training stream, verification batches, validation batches and probes.
+
+    Data order, augmentation and initial weights are functions of (model, dataset, seed) only, never of predictor, K or
+    mode, so runs are paired. Held-out examples and probes are the same for every seed, but for those of :meth:`draw`.
+
+    Attributes:
+        model: on `device`, weights in float32.
+        verification: the fixed held-out batches candidates are scored on.
+        validation: the fixed batches only the scorer looks at.
+        sha256: hash of the dataset's content.
+
+    Raises:
+        ConfigError: the dataset or the model cannot be had, or a split is too small.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.task = task_of(config)
+        self.sha256 = self.task.sha256
+        self.model: nn.Module = self.task.model(seed_of(config, "init")).to(device)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="batches") if self.task.slow else None
+        self._pending: tuple[int, Future[Batch]] | None = None
+        if self.task.sizes[TRAIN] < config.train.batch_size:
+            raise ConfigError(
+                f"dataset={config.dataset.name} has {self.task.sizes['train']} training {self.task.unit}, fewer than "
+                f"train.batch_size={config.train.batch_size}; give it more data or lower the batch size"
+            )
+        sequences, size = config.verify.sequences, config.verify.batch_size
+        held_out = self._shuffled(VERIFICATION, sequences + config.regime.probes)
+        self.verification = self._fixed(VERIFICATION, held_out[:sequences], size)
+        self._probes = [self.task.probe(batch) for batch in self._fixed(VERIFICATION, held_out[sequences:], size)]
+        scored = self._shuffled(VALIDATION, config.eval.sequences)
+        self.validation = self._fixed(VALIDATION, scored, config.eval.batch_size)
+        self._drawn: Iterable[Batch] | None = None
+        self.forward: Forward = torch.compile(self.model) if config.train.compile else self.model
+
+    def train_batch(self, index: int) -> Batch:
+        """The batch of the `index`-th update (0-based): epoch after epoch, each in an order of its own."""
+        if self._ahead is None:
+            return self._moved(self.task.train_batch(*self._plan(index)))
+        pending = self._pending if self._pending and self._pending[0] == index else self._read_ahead(index)
+        self._pending = self._read_ahead(index + 1)
+        return self._moved(pending[1].result())
+
+    def _read_ahead(self, index: int) -> tuple[int, Future[Batch]]:
+        assert self._ahead is not None
+        return index, self._ahead.submit(self.task.train_batch, *self._plan(index))
+
+    def _plan(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Numbers of the examples of a training batch, and the seed of what is random in them."""
+        size, total = self.config.train.batch_size, self.task.sizes[TRAIN]
+        per_epoch = total // size
+        epoch, within = divmod(index, per_epoch)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([seed_of(self.config, "data"), epoch])
+            order = rng.permutation(total)
+            self._epoch, self._order = epoch, np.repeat(order, self.task.repeats)[:total]
+        return self._order[within * size : (within + 1) * size], (seed_of(self.config, "augment"), index)
+
+    def loss(self, forward: Forward, batch: Batch) -> Tensor:
+        """Mean cross-entropy per answer (target token or image), nats; a scalar with its graph."""
+        logits, targets = self._predict(forward, batch)
+        return cross_entropy(logits, targets, ignore_index=IGNORED)
+
+    def verification_loss(self, forward: Forward) -> float:
+        """Loss on the verification batches, nats."""
+        return self._score(forward, self.verification).loss
+
+    def validation_loss(self, forward: Forward) -> float:
+        """Loss on the validation batches, nats."""
+        return self._score(forward, self.validation).loss
+
+    def score(self, forward: Forward, split: str) -> Score:
+        """Loss and accuracy on the fixed batches of `verification` or `validation`."""
+        return self._score(forward, {VERIFICATION: self.verification, VALIDATION: self.validation}[split])
+
+    def draw(self, index: int) -> None:
+        """Choose the verification examples of the `index`-th draw: a function of (model, dataset, seed) and `index`."""
+        rng = np.random.default_rng([seed_of(self.config, "draw"), index])
+        chosen = rng.choice(self.task.sizes[VERIFICATION], self.config.verify.sequences, replace=False)
+        self._drawn = self._fixed(VERIFICATION, chosen, self.config.verify.batch_size)
+
+    def drawn_loss(self, forward: Forward) -> float:
+        """Loss on the examples last drawn, nats."""
+        assert self._drawn is not None, "draw comes before drawn_loss"
+        return self._score(forward, self._drawn).loss
+
+    def probe_states(self) -> tuple[Tensor, Tensor | None]:
+        """The probes' states before the output layer, (P, T, d), T = 1 for images; their mask (P, T) if padded."""
+        with self._scoring(), self.autocast():
+            hidden = torch.cat([self.task.hidden(self.model, batch) for batch in self._probes])
+        masks = [batch["attention_mask"] for batch in self._probes if "attention_mask" in batch]
+        return hidden, torch.cat(masks) if masks else None
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's buffers by name, live: what a checkpoint keeps beside the weights."""
+        return dict(self.model.named_buffers())
+
+    def load_buffers(self, saved: dict[str, Tensor]) -> None:
+        """Take the buffers from a checkpoint."""
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(saved[name])
+
+    def recompute_buffers(self, batches: int = 25) -> None:
+        """Set batch norm's running statistics to those of the live weights: means over the first training batches.
+
+        Weights, gradients and random states stay as they are. Without batch norm nothing is done.
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        if not norms:
+            return
+        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        with self._scoring():
+            for norm in norms:
+                norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=self.device)
+                norm.momentum = None  # a plain mean over the batches
+                norm.train()
+            for index in range(batches):
+                self._predict(self.model, self.train_batch(index))
+        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """bfloat16 where the configuration asks for it, nothing otherwise."""
+        enabled = self.config.train.precision == Precision.bfloat16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _predict(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+        with self.autocast():
+            logits = forward(**self.task.inputs(batch)).logits
+        return self.task.answers(logits, batch)
+
+    def _score(self, forward: Forward, batches: Iterable[Batch]) -> Score:
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        with self._scoring():
+            for batch in batches:
+                logits, targets = self._predict(forward, batch)
+                total += cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+                count += int((targets != IGNORED).sum()) if "attention_mask" in batch else targets.numel()
+                if self.task.counts_right:
+                    right += (logits.argmax(1) == targets).sum()
+        return Score(float(total) / count, int(right) / count if self.task.counts_right else None)
+
+    @contextlib.contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the model trains on afterwards."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
+
+    def _shuffled(self, split: str, wanted: int) -> np.ndarray:
+        """`wanted` numbers in an order that depends on the split and its size only."""
+        found, unit = self.task.sizes[split], self.task.unit
+        if found < wanted:
+            need = "verify.sequences + regime.probes" if split == VERIFICATION else "eval.sequences"
+            raise ConfigError(
+                f"dataset={self.config.dataset.name} has {found} {split} {unit} but {need} asks for {wanted}; "
+                "lower it or give the dataset more data"
+            )
+        return np.random.default_rng(HELD_OUT_SEED[split]).permutation(found)[:wanted]
+
+    def _fixed(self, split: str, chosen: np.ndarray, size: int) -> Iterable[Batch]:
+        """Batches that can be gone through again and again, kept on the device while they fit."""
+        batches = HeldOut(self, split, [chosen[i : i + size] for i in range(0, len(chosen), size)])
+        return list(batches) if len(chosen) * self.task.example_bytes <= KEEP_BYTES else batches
+
+    def _moved(self, batch: Batch) -> Batch:
+        return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out batches that are read anew at every pass."""
+
+    workload: Workload
+    split: str
+    chosen: list[np.ndarray]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for numbers in self.chosen:
+            yield self.workload._moved(self.workload.task.batch(self.split, numbers))
+
+
+def seed_of(config: RunConfig, purpose: str) -> int:
+    """A seed hashed from (model, dataset, seed) and what it is for."""
+    text = f"{config.model.name}/{config.dataset.name}/{config.seed}/{purpose}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

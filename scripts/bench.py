@@ -45,7 +45,7 @@ def main() -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--repeats", type=positive, default=9, help="rounds; ten times as many for small models")
-    parser.add_argument("--out", type=Path, default=Path("results/tables"), help="where the tables go")
+    parser.add_argument("--out", type=Path, default=Path("results/checks"), help="where the tables go")
     parser.add_argument("--floor", action="store_true", help="also time observing against its floor (minutes)")
     parser.add_argument("--steps", type=positive, default=400, help="training steps of --floor")
     parser.add_argument("--rounds", type=positive, default=3, help="rounds of --floor")

@@ -24,10 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from leapbench import cli
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
-from leapbench.names import STREAMS
+from leapbench.names import PROJECT, STREAMS
 from leapbench.training.workload import Workload
 
-PROJECT = Path(__file__).resolve().parents[1]
 ALL_PREDICTORS = "predictor=[linear,quadratic,momentum,momentum_decay,trend]"
 ALL_PROTOCOLS = "protocol=[exact,paper,code]"
 CONTEXTS = {

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +15,7 @@ from omegaconf import OmegaConf
 
 from leapbench import cli
 from leapbench.config.errors import ConfigError
-
-PROJECT = Path(__file__).resolve().parents[1]
+from leapbench.names import PROJECT
 
 APP = """
 import os

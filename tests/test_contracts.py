@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 import twins
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import MACHINE_KEYS
+from leapbench.names import PROJECT
 from leapbench.prediction.predictor import LinearInHistory, Predictor, coefficients_of
 
-PROJECT = Path(__file__).resolve().parents[1]
 CONF = PROJECT / "conf"
 
 

@@ -67,7 +67,7 @@ class WandbLogger:
                 id=run_id,
                 name=run_id,
                 resume="allow",
-                mode=config.mode.value,
+                mode="online" if config.mode == WandbMode.online else "offline",
                 dir=config.dir,
                 config=science,
                 reinit="finish_previous",

@@ -1,4 +1,6 @@
-"""Rewrite the golden tables from the committed runs: python tests/golden/regenerate.py (--raw rewrites the runs too).
+"""Rewrite the golden tables from the committed runs: python tests/tables/golden/regenerate.py.
+
+--raw rewrites the runs too.
 
 Read the difference before committing it: every changed number needs a reason.
 """
@@ -6,6 +8,8 @@ Read the difference before committing it: every changed number needs a reason.
 import shutil
 import sys
 from pathlib import Path
+
+from leapbench.names import PROJECT
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -18,7 +22,7 @@ from leapbench.records.read import load_suite
 HERE = Path(__file__).resolve().parent
 SUITES = ("tiny", "tiny_leap")
 EXPECTED = HERE / "tables"
-PUBLISHED = HERE.parents[1] / "results" / "published"
+PUBLISHED = PROJECT / "results" / "published"
 
 
 def write_raw(suite: Path) -> None:

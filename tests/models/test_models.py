@@ -1,7 +1,6 @@
 """Networks: published sizes, shrunken training, initialisation by seed, pretrained weights, and mistakes."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from leapbench import models
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import ModelConfig
 from leapbench.data import hub
+from leapbench.names import PROJECT
 
-CONF = Path(__file__).parents[1] / "conf" / "model"
+CONF = PROJECT / "conf" / "model"
 SMALL = {
     "gpt2": {"vocab_size": 100, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2},
     "qwen2_5_1_5b": {

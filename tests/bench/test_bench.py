@@ -3,7 +3,6 @@
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,10 +10,10 @@ import torch
 
 from leapbench.bench import costs, floor, report
 from leapbench.bench.usual import StateDictWay
+from leapbench.names import PROJECT
 from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
-PROJECT = Path(__file__).resolve().parents[1]
 VARIANTS = costs.variants()
 
 # What somebody has written tensor by tensor; a new predictor is measured without that comparison.

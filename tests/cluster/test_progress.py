@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from leapbench.cluster.progress import PlannedRun, Progress, duration
+from leapbench.names import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 SWEEP = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
 
 

@@ -11,13 +11,14 @@ import pytest
 
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
+from leapbench.names import PROJECT
 from leapbench.records.read import RecordError, load_suite
 from leapbench.tables.headline import MARKS, headlines, into_readme
 from leapbench.tables.methods import methods
 from leapbench.tables.time_to_baseline import leaps_of
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = GOLDEN.parents[1]
+ROOT = PROJECT
 sys.path.insert(0, str(GOLDEN))
 
 from regenerate import PUBLISHED  # noqa: E402

@@ -1,4 +1,4 @@
-"""The README's sweep on a real Slurm and with the local launcher: python tests/usage_line.py [--out FOLDER].
+"""The README's sweep on a real Slurm and with the local launcher: python checks/usage_line.py [--out FOLDER].
 
 Every row but its seconds must be the same, and every table. Needs root and Slurm's packages; takes twenty minutes.
 """
@@ -25,7 +25,7 @@ LAUNCHERS = {
 def main() -> int:
     """Run both, compare, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PROJECT / "results" / "tables" / "usage_line")
+    parser.add_argument("--out", type=Path, default=PROJECT / "results" / "checks" / "usage_line")
     args = parser.parse_args()
     if reason := unavailable():
         print(reason, file=sys.stderr)
@@ -52,7 +52,7 @@ def main() -> int:
     lines = [
         "# The same sweep on Slurm and on this machine", "",
         f"`python train.py -m {' '.join(LINE)}`, once with `hydra/launcher=slurm` on a real Slurm of one node, once "
-        f"with the local launcher; {provenance()}; written by `python tests/usage_line.py`.", "",
+        f"with the local launcher; {provenance()}; written by `python checks/usage_line.py`.", "",
         "| | slurm | local |", "|---|---|---|", f"| ends | {said['slurm']} | {said['local']} |",
         f"| rows | {here.total()} | {there.total()} |", f"| tables | {len(one)} | {len(other)} |", "",
         f"Rows that differ in more than seconds: {unequal}. Tables that differ: {differing}.", "",

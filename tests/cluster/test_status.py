@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-
 from fake_slurm import slurm  # noqa: F401
+
 from leapbench.cluster.slurm import SUBMITTED, Submission, queue
 from leapbench.cluster.status import Survey
-from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY
+from leapbench.names import CONFIG, EVALS, LOCK, PROJECT, SUMMARY
 from leapbench.records import lock
 from leapbench.records.files import write_json
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "status.py"
+SCRIPT = PROJECT / "scripts" / "status.py"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import runpy
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,10 +18,9 @@ from leapbench.cli import SweepError
 from leapbench.cluster.progress import PlannedRun
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
-from leapbench.names import SUMMARY
+from leapbench.names import PROJECT, SUMMARY
 from leapbench.records.files import write_json
 
-PROJECT = Path(__file__).resolve().parents[1]
 BASE = ["regime=published"]
 
 

@@ -9,10 +9,11 @@ import pytest
 from leapbench import tables
 from leapbench.figures import write_figures
 from leapbench.figures.style import PREDICTOR_STYLE, predictor_style
+from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.tables.acceptance import score
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = PROJECT / "tests/tables/golden"
 sys.path.insert(0, str(GOLDEN))
 
 from regenerate import PUBLISHED  # noqa: E402

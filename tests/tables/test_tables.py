@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from leapbench import tables
+from leapbench.names import PROJECT
 from leapbench.records.read import RecordError, load_suite
 from leapbench.tables.acceptance import rates, score
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = GOLDEN.parents[1]
+ROOT = PROJECT
 sys.path.insert(0, str(GOLDEN))
 
 from regenerate import EXPECTED, PUBLISHED, write_tables  # noqa: E402
@@ -55,7 +56,7 @@ def script(monkeypatch, name: str, *args: str) -> object:
 
 def test_golden_tables(tmp_path):
     write_tables(tmp_path)
-    hint = "if the change is meant: python tests/golden/regenerate.py, then read the difference"
+    hint = "if the change is meant: python tests/tables/golden/regenerate.py, then read the difference"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in EXPECTED.iterdir()}, hint
     for path in sorted(EXPECTED.iterdir()):
         wrong = f"{path.name} differs from the reviewed file; {hint}"

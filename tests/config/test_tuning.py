@@ -14,8 +14,8 @@ import yaml
 from leapbench.config import tuned
 from leapbench.config.errors import ConfigError
 from leapbench.config.tuned import Cell, Trial, TuningError, method_of, pick, tuned_lr
+from leapbench.names import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 CELL = Cell("net", "data", "sgd", "cosine", "none")
 
 

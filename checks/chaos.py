@@ -1,4 +1,4 @@
-"""A sweep while things go wrong: python tests/chaos.py [--out results/tables/chaos] [--seed 0].
+"""A sweep while things go wrong: python checks/chaos.py [--out results/checks/chaos] [--seed 0].
 
 sweeps/chaos.yaml, twenty runs, is submitted to a real Slurm of one node with scripts/submit.py, with its results on a
 small disk of their own. Jobs are killed with -9, requeued and preempted, the controller is killed and started again,
@@ -28,11 +28,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers import untimed
 from leapbench.cluster.slurm import queue, submissions
 from leapbench.cluster.status import Survey
 from leapbench.names import META, PROJECT, STREAMS, SUMMARY
 from leapbench.records import commit
+from same_rows import untimed
 from slurm_cluster import SlurmCluster, checkout, unavailable
 
 SUITE = "chaos"
@@ -146,8 +146,7 @@ def rows(suite: Path) -> Counter[tuple[str, str, str]]:
     found: Counter[tuple[str, str, str]] = Counter()
     for folder in suite.glob("[!.]*"):
         for stream in STREAMS:
-            for row in untimed(folder, stream):
-                found[folder.name, stream, json.dumps(row, sort_keys=True)] += 1
+            found.update((folder.name, stream, row) for row in untimed(folder / stream))
     return found
 
 
@@ -185,7 +184,7 @@ def disturb(
 def main() -> int:
     """Disturb, compare, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=PROJECT / "results" / "tables" / "chaos")
+    parser.add_argument("--out", type=Path, default=PROJECT / "results" / "checks" / "chaos")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of the faults")
     args = parser.parse_args()
     if reason := unavailable():
@@ -244,9 +243,9 @@ def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], 
     frame.to_csv(out / "chaos.csv", index=False)
     lines = [
         "# A sweep while things go wrong", "",
-        f"`python tests/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against the "
-        f"same sweep with the local launcher; {provenance()}. A fault is survived if the runs it met are complete in "
-        "the end.", "",
+        f"`python checks/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against the "
+        "same sweep with the local launcher; "
+        f"{provenance()}. A fault is survived if the runs it met are complete in the end.", "",
         "| fault | injected | survived |", "|---|---:|---:|",
         *(f"| {name} | {injected[name]} | {survived[name]} |" for name in DECK), "",
         "| | |", "|---|---:|", *(f"| {name} | {count} |" for name, count in facts.items()), "",

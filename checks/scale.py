@@ -16,8 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from leapbench.names import PROJECT
+
 SEED = re.compile(r"^  seed: \d+$", re.MULTILINE)
-SCRIPTS = Path(__file__).resolve().parent
+SCRIPTS = PROJECT / "scripts"
 
 
 def copies(like: list[Path], folder: Path, runs: int) -> tuple[int, int]:

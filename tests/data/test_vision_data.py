@@ -20,8 +20,9 @@ from leapbench.config.schema import DatasetConfig
 from leapbench.data import hub
 from leapbench.data.augment import RAND_AUGMENT, Affine, Distort, center_crop, random_box
 from leapbench.data.images import Streamed, stratified
+from leapbench.names import PROJECT
 
-CONF = Path(__file__).parents[1] / "conf" / "dataset"
+CONF = PROJECT / "conf" / "dataset"
 
 
 @pytest.fixture(autouse=True)

@@ -243,8 +243,8 @@ def write(out: Path, seed: int, injected: Counter[str], survived: Counter[str], 
     frame.to_csv(out / "chaos.csv", index=False)
     lines = [
         "# A sweep while things go wrong", "",
-        f"`python checks/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against the "
-        "same sweep with the local launcher; "
+        f"`python checks/chaos.py --seed {seed}`: sweeps/chaos.yaml on a real Slurm of one node, disturbed, against "
+        "the same sweep with the local launcher; "
         f"{provenance()}. A fault is survived if the runs it met are complete in the end.", "",
         "| fault | injected | survived |", "|---|---:|---:|",
         *(f"| {name} | {injected[name]} | {survived[name]} |" for name in DECK), "",

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from leapbench import tables
-from leapbench.records.read import RecordError, load_suite, suites_in
+from leapbench.records.read import load_suite, suites_in
+from leapbench.records.rows import RecordError
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAIN = (

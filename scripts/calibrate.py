@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from leapbench.records.read import TRAINING, RecordError, Suite, load_suite
+from leapbench.records.read import TRAINING, Suite, load_suite
+from leapbench.records.rows import RecordError
 from leapbench.tables import stats
 from leapbench.tables.acceptance import in_order
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from leapbench import tables
 from leapbench.figures import write_figures
-from leapbench.records.read import RecordError, Suite, load_suite, suites_in
+from leapbench.records.read import Suite, load_suite, suites_in
+from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
 from leapbench.tables.headline import headlines, into_readme
 

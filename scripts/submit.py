@@ -17,10 +17,10 @@ from pathlib import Path
 
 from leapbench import cli
 from leapbench.cluster import submit
-from leapbench.cluster.progress import PlannedRun
 from leapbench.cluster.slurm import Site
 from leapbench.config.errors import ConfigError
 from leapbench.records import commit
+from leapbench.records.plan import PlannedRun
 from sweep import PROJECT, PlanError, commands, parse, plan
 
 

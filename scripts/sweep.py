@@ -27,9 +27,10 @@ from typing import IO, Any
 
 import yaml
 
-from leapbench.cluster.progress import PlannedRun, Progress, duration
+from leapbench.cluster.progress import Progress, duration
 from leapbench.config.errors import ConfigError
 from leapbench.records import commit
+from leapbench.records.plan import PlannedRun
 
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS_FAILED = 1

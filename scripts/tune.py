@@ -12,7 +12,8 @@ from leapbench.config import tuned
 from leapbench.config.tuned import Cell, Trial, TuningError
 from leapbench.names import EVALS, PROJECT, VERIFICATION, Status
 from leapbench.records.files import write_text
-from leapbench.records.read import RecordError, Suite, load_suite
+from leapbench.records.read import Suite, load_suite
+from leapbench.records.rows import RecordError
 
 HEADER = """\
 # Learning rates tuned for {model} on {dataset}. Written by scripts/tune.py; what optimizer.lr=tuned looks up.

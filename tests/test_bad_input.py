@@ -11,7 +11,8 @@ import pytest
 from helpers import PROJECT, Lab, call, captured, records, rows, start, write_texts
 from leapbench.config.errors import ConfigError
 from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
-from leapbench.records.read import RecordError, load_suite
+from leapbench.records.read import load_suite
+from leapbench.records.rows import RecordError
 from leapbench.training.run import run
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from leapbench.cluster.progress import PlannedRun, Progress, duration
+from leapbench.cluster.progress import Progress, duration
 from leapbench.names import PROJECT
+from leapbench.records.plan import PlannedRun
 
 SWEEP = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
 

@@ -11,13 +11,13 @@ from fake_slurm import slurm  # noqa: F401
 
 from helpers import Lab, composed, write_texts
 from leapbench.cluster import submit
-from leapbench.cluster.progress import PlannedRun
 from leapbench.cluster.slurm import SUBMITTED, Site, SlurmError, submissions
 from leapbench.config.errors import ConfigError
 from leapbench.names import LOCK, PROJECT, SUMMARY
 from leapbench.records import commit
 from leapbench.records.files import write_json
 from leapbench.records.lock import Lock
+from leapbench.records.plan import PlannedRun
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
-from leapbench.cluster.progress import PlannedRun
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import PROJECT, SUMMARY
 from leapbench.records.files import write_json
+from leapbench.records.plan import PlannedRun
 
 BASE = ["regime=published"]
 

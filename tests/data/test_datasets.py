@@ -22,7 +22,7 @@ import transformers
 
 import leapbench.data as datasets
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data import hub, stdlib, text_files
 from leapbench.data.tokenize import BYTE
 from leapbench.names import SPLITS

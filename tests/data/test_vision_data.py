@@ -16,7 +16,7 @@ from PIL import Image
 
 from leapbench import data as datasets
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data import hub
 from leapbench.data.augment import RAND_AUGMENT, Affine, Distort, center_crop, random_box
 from leapbench.data.images import Streamed, stratified

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from leapbench import models
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import ModelConfig
+from leapbench.config.groups import ModelConfig
 from leapbench.data import hub
 from leapbench.names import PROJECT
 

@@ -13,7 +13,8 @@ import yaml
 
 from leapbench import tables
 from leapbench.names import PROJECT
-from leapbench.records.read import RecordError, load_suite
+from leapbench.records.read import load_suite
+from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import rates, score
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,7 +12,8 @@ import pytest
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
 from leapbench.names import PROJECT
-from leapbench.records.read import RecordError, load_suite
+from leapbench.records.read import load_suite
+from leapbench.records.rows import RecordError
 from leapbench.tables.headline import MARKS, headlines, into_readme
 from leapbench.tables.methods import methods
 from leapbench.tables.time_to_baseline import leaps_of

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leapbench.config.schema import LandscapeConfig
+from leapbench.config.groups import LandscapeConfig
 from leapbench.prediction.candidate import Candidates
 from leapbench.prediction.history import Ring
 from leapbench.prediction.weights import FlatWeights

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import WandbConfig
+from leapbench.config.groups import WandbConfig
 from leapbench.training import logger
 
 RUN_ID = "0123456789ab"

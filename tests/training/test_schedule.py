@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from leapbench.config.schema import ScheduleConfig
+from leapbench.config.groups import ScheduleConfig
 from leapbench.training.schedule import factor_at
 
 

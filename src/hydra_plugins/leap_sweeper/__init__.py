@@ -75,8 +75,8 @@ class LeapSweeper(BasicSweeper):
             SweepError: after the last job, if any failed or diverged.
         """
         from leapbench.cli import report, summarise
-        from leapbench.cluster.progress import PlannedRun, ended
         from leapbench.config.errors import ConfigError
+        from leapbench.records.plan import PlannedRun, ended
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.max_batch_size is not None and self.max_batch_size < 1:

@@ -20,7 +20,7 @@ from leapbench import models
 from leapbench.bench.usual import StateDictWay
 from leapbench.config.build import build
 from leapbench.config.choices import Init
-from leapbench.config.schema import ModelConfig
+from leapbench.config.groups import ModelConfig
 from leapbench.names import PROJECT
 from leapbench.optimizers.adamw import AdamW
 from leapbench.prediction.candidate import candidate_loss, rescaled

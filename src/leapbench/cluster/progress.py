@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from leapbench.config.schema import RunConfig, digest
 from leapbench.names import SUMMARY, Status
 from leapbench.records.files import read_summary
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A job before it runs. `kind` is model, dataset, predictors: steps of one kind take alike.
-
-    `overrides` are what the sweep says of this job; `data` is equal for jobs that read the same data set and cache.
-    """
-
-    run_id: str
-    folder: Path
-    steps: int
-    kind: tuple[str, ...]
-    overrides: tuple[str, ...] = ()
-    data: str = ""
-
-    @classmethod
-    def of(cls, config: RunConfig, overrides: Sequence[str] = ()) -> PlannedRun:
-        """The job of a resolved configuration."""
-        kind = (config.model.name, config.dataset.name, *config.predictors)
-        data = digest([asdict(config.dataset), config.cache_dir])
-        return cls(config.run_id, config.folder, config.train.steps, kind, tuple(overrides), data)
-
-    def line(self) -> str:
-        """One line of JSON, as `hydra.sweeper.dry_run=true` prints it."""
-        return json.dumps(asdict(self) | {"folder": str(self.folder)})
-
-    @classmethod
-    def parse(cls, line: str) -> PlannedRun:
-        """The inverse of :meth:`line`."""
-        found = json.loads(line)
-        words = {key: tuple(found[key]) for key in ("kind", "overrides")}
-        return cls(**found | words | {"folder": Path(found["folder"])})
-
-
-def ended(config: RunConfig) -> dict[str, str] | None:
-    """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
-    summary = read_summary(config.folder)
-    if summary is None or summary["status"] == Status.failed:
-        return None
-    return {
-        "status": summary["status"], "run_id": config.run_id, "folder": str(config.folder),
-        "reason": summary["reason"] or "",
-    }  # fmt: skip
+from leapbench.records.plan import PlannedRun
 
 
 class Progress:

@@ -17,7 +17,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from leapbench.cluster.progress import PlannedRun
 from leapbench.cluster.slurm import SUBMITTED, Site, SlurmError, Submission, max_array, queue
 from leapbench.cluster.status import State, Survey
 from leapbench.config.errors import ConfigError
@@ -25,6 +24,7 @@ from leapbench.config.schema import RunConfig
 from leapbench.names import PROJECT, Status
 from leapbench.records.files import utc
 from leapbench.records.lock import HeldError, Lock
+from leapbench.records.plan import PlannedRun
 
 LAUNCHER = "hydra/launcher"
 

@@ -1,7 +1,4 @@
-"""Typed configuration: one dataclass per group with its choices and bounds, and the identity of a run.
-
-`resolve.py` fills it.
-"""
+"""One run, resolved, and its identity. `resolve.py` fills it."""
 
 from __future__ import annotations
 
@@ -14,245 +11,31 @@ from typing import Any
 from omegaconf import MISSING
 
 from leapbench.config.choices import (
-    BuffersAfterLeap,
-    CascadeForm,
-    Cosine,
     Init,
-    Loading,
     LoggerName,
-    LrFrom,
-    PaceName,
-    Pooling,
-    Precision,
-    ScheduleName,
     SequenceLayout,
-    Source,
-    Storage,
-    Thresholds,
-    WandbMode,
 )
-from leapbench.names import Gate, HistoryAfterLeap, Mode, MomentsAfterLeap, RuleName
+from leapbench.config.groups import (
+    CascadeConfig,
+    CheckpointConfig,
+    DatasetConfig,
+    EvalConfig,
+    LandscapeConfig,
+    LeapConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProtocolConfig,
+    RegimeConfig,
+    ScheduleConfig,
+    TrainConfig,
+    VerifyConfig,
+    WandbConfig,
+    WrapperConfig,
+    bounded,
+)
+from leapbench.names import Gate, Mode
 
 NONE = "none"  # the name of a group that adds nothing
-
-
-def bounded(default: Any = MISSING, *, least: float | None = None) -> Any:
-    """A field whose value, unless it is None, is finite and at least `least`; without it, positive."""
-    return field(default=default, metadata={"bounded": True, "least": least})
-
-
-@dataclass
-class ModelConfig:
-    """A network by its transformers config class, or fcn or alexnet; `config` holds the arguments of that class."""
-
-    name: str = MISSING
-    model_type: str = MISSING
-    init: Init | None = None
-    pretrained: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ImageConfig:
-    """Labelled images: what the network sees, what is held out, and the transforms. Sizes in pixels per side."""
-
-    loading: Loading = MISSING
-    size: int = bounded(least=1)
-    resize: int | None = None
-    channels: int = bounded(least=1)
-    classes: int = bounded(least=1)
-    held_out: int = bounded(least=1)
-    image_column: str = "image"
-    label_column: str = "label"
-    mean: list[float] = MISSING
-    std: list[float] = MISSING
-    augment: dict[str, float] = field(default_factory=dict)
-    repeats: int = bounded(1, least=1)
-
-    @property
-    def image_bytes(self) -> int:
-        """Memory of one image as the network sees it, bytes."""
-        return self.channels * self.size**2 * 4
-
-
-@dataclass
-class DatasetConfig:
-    """A text and how it becomes sequences of tokens, or where `image` is given, labelled images."""
-
-    name: str = MISSING
-    source: Source = MISSING
-    path: str | None = None
-    subset: str | None = None
-    revision: str | None = None
-    examples: int | None = None
-    workers: int = bounded(1, least=1)
-    text_column: str = "text"
-    tokenizer: str = "byte"
-    vocab_size: int | None = None
-    layout: SequenceLayout = SequenceLayout.packed
-    tokens: int | None = bounded(None, least=2)  # a target is the token after another
-    min_characters: int = bounded(0, least=0)
-    hold_out_last: int | None = None
-    image: ImageConfig | None = None
-
-
-@dataclass
-class OptimizerConfig:
-    """An optimizer by name; `settings` are `_target_` and what it takes besides the parameters and lr."""
-
-    name: str = MISSING
-    lr: Any = MISSING
-    lr_from: LrFrom = LrFrom.given
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class WrapperConfig:
-    """What goes around the optimizer; `settings` are `_target_` and what it takes besides the optimizer and weights."""
-
-    name: str = MISSING
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ScheduleConfig:
-    """The learning rate over positions: warm-up and restart in steps, the rest as shares of the peak or the run."""
-
-    name: ScheduleName = MISSING
-    warmup: int = bounded(0, least=0)
-    warmup_from: float = bounded(0.0, least=0)
-    floor: float = bounded(0.0, least=0)
-    decay: float = bounded(0.0, least=0)
-    restart_at: int | None = bounded(None, least=1)
-    restart: float | None = bounded(None, least=0)
-
-
-@dataclass
-class HistoryConfig:
-    """Storage dtypes of snapshots."""
-
-    weights: Storage = Storage.float32
-    moments: Storage = Storage.float32
-
-
-@dataclass
-class FingerprintConfig:
-    """How hidden states (probes, tokens, width) become one similarity."""
-
-    pooling: Pooling = Pooling.masked_mean
-    cosine: Cosine = Cosine.concatenated
-
-
-@dataclass
-class ProtocolConfig:
-    """One reading of the method: what the paper prints, what its code does, or what is right."""
-
-    history: HistoryConfig = field(default_factory=HistoryConfig)
-    predictors: dict[str, Any] = field(default_factory=dict)
-    fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
-    inclusive: bool = False
-    rules: dict[str, Any] = field(default_factory=dict)
-    pad_in_loss: bool = False
-    cascade: CascadeForm = CascadeForm.chain
-    init: Init = Init.scratch
-
-
-@dataclass
-class RegimeConfig:
-    """Thresholds of the similarity, per protocol: {name: {tau_high: [per seed], tau_low: [per seed]}}."""
-
-    thresholds: Thresholds = MISSING
-    source: Any = None
-    file: str | None = None
-    tau_high: list[float] | None = None
-    tau_low: list[float] | None = None
-    confirm: int = bounded(2, least=1)
-    probes: int = bounded(100, least=1)
-    probe_tokens: int = bounded(128, least=2)
-    by_protocol: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class TrainConfig:
-    """The training itself."""
-
-    steps: int = bounded(least=1)
-    interval: int = bounded(least=1)
-    batch_size: int = bounded(least=1)
-    grad_clip: float | None = bounded(1.0)
-    precision: Precision = Precision.float32
-    compile: bool = False
-
-
-@dataclass
-class LeapConfig:
-    """mode=leap: when to propose, what to accept, and what becomes of the rest of the state."""
-
-    gate: Gate = Gate.any
-    rule: RuleName = RuleName.strict
-    burn_in: int = bounded(0, least=0)
-    every: int = bounded(1, least=1)
-    cooldown: int = bounded(0, least=0)
-    advance: bool = True
-    moments: MomentsAfterLeap = MomentsAfterLeap.keep
-    history: HistoryAfterLeap = HistoryAfterLeap.clear
-    buffers: BuffersAfterLeap = BuffersAfterLeap.keep
-    cascade: int = bounded(1, least=1)
-    scheduler: PaceName = PaceName.none
-    follow: list[int] = field(default_factory=list)
-
-
-@dataclass
-class VerifyConfig:
-    """The held-out examples (sequences or images) candidates are scored on."""
-
-    sequences: int = bounded(least=1)
-    batch_size: int = bounded(least=1)
-    resample: bool = True
-
-
-@dataclass
-class EvalConfig:
-    """Validation: only the scorer looks."""
-
-    every: int = bounded(least=1)
-    sequences: int = bounded(least=1)
-    batch_size: int = bounded(least=1)
-
-
-@dataclass
-class CascadeConfig:
-    """Chains of predictions, (depth, K) each."""
-
-    enabled: bool = False
-    chains: list[Any] = field(default_factory=list)
-
-
-@dataclass
-class LandscapeConfig:
-    """Loss along the prediction direction."""
-
-    enabled: bool = False
-    K: int = bounded(50, least=1)
-    fractions: list[float] = field(default_factory=list)
-
-
-@dataclass
-class CheckpointConfig:
-    """When to write a rolling checkpoint."""
-
-    every_s: float | None = bounded(60.0, least=0)
-    every_steps: int | None = bounded(None, least=1)
-
-
-@dataclass
-class WandbConfig:
-    """Where W&B records go."""
-
-    mode: WandbMode = WandbMode.online
-    project: str = "leapbench"
-    entity: str | None = None
-    dir: str = "results/raw/wandb"
 
 
 @dataclass

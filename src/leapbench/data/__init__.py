@@ -20,7 +20,7 @@ import torch
 
 from leapbench.config.choices import SequenceLayout, Source
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data import digits, hub, hub_images, stdlib, text_files
 from leapbench.data.corpus import Corpus
 from leapbench.data.images import ImageSplits

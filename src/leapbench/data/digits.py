@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data.images import ImageSplits, Resident, stratified
 
 WHITE = 16  # pixels count the dark dots in a square of 4 x 4

@@ -16,7 +16,7 @@ import huggingface_hub
 from huggingface_hub.utils import get_session
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data.corpus import HELD_OUT, Corpus, first_line, hash_files, rows
 from leapbench.names import TRAIN, VALIDATION
 

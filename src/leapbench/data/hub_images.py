@@ -18,7 +18,7 @@ from PIL import Image
 
 from leapbench.config.choices import Loading
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig, ImageConfig
+from leapbench.config.groups import DatasetConfig, ImageConfig
 from leapbench.data.corpus import first_line
 from leapbench.data.hub import folder_of, shards
 from leapbench.data.images import Images, ImageSplits, Resident, Streamed, stratified

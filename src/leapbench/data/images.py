@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import ImageConfig
+from leapbench.config.groups import ImageConfig
 from leapbench.data.augment import Affine, Distort, center_crop
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data.corpus import Corpus, split_by_name
 
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}  # folders that are not the library's own

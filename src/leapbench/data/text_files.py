@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data.corpus import READERS, Corpus, hash_files, not_utf8, rows, split_by_name
 
 SUFFIXES = (".txt", *READERS)

@@ -13,7 +13,7 @@ import tokenizers
 import transformers
 
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import DatasetConfig
+from leapbench.config.groups import DatasetConfig
 from leapbench.data.hub import fetch
 
 END = "<|endoftext|>"

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from leapbench.config.choices import Init
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import ModelConfig
+from leapbench.config.groups import ModelConfig
 from leapbench.data.hub import fetch
 
 transformers.logging.set_verbosity_error()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leapbench.config.choices import Init
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import ModelConfig
+from leapbench.config.groups import ModelConfig
 from leapbench.models.causal_lm import seeded
 from leapbench.models.convnets import FCN, AlexNet
 

@@ -6,14 +6,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.json as pa_json
 import yaml
 
 from leapbench.names import (
@@ -21,7 +19,6 @@ from leapbench.names import (
     CONFIG,
     EVALS,
     LANDSCAPE,
-    LEAPS,
     META,
     PROPOSALS,
     REGIMES,
@@ -29,33 +26,13 @@ from leapbench.names import (
     UNCOUNTED,
     Status,
 )
+from leapbench.records.rows import COLUMNS, KEYS, RecordError, read_rows
+from leapbench.records.settings import settings
 
 # What an observed training is, but for its seed.
 TRAINING = ["model", "dataset", "optimizer", "lr", "setting"]
 RTOL = 1e-4
 
-_INTEGERS = ("step", "K", "depth", "link", "position")
-_TEXTS = ("split", "protocol", "predictor", "regime", "status", "rule")
-_FLAGS = ("confirmed", "adopted")
-_COLUMNS = {
-    EVALS: "step position split loss_nats perplexity accuracy train_s snapshot_s regime_s predict_s verify_s adopt_s "
-    "eval_s",
-    REGIMES: "step protocol similarity regime confirmed tau_low tau_high underflow_share",
-    PROPOSALS: "step protocol predictor K regime confirmed loss_now_nats loss_pred_nats loss_true_nats rel_l2_to_true "
-    "rel_l2_now_to_true cosine predict_s verify_s adopted status scale",
-    CASCADE: "step protocol predictor depth K link loss_nats loss_now_nats rel_l2_drift status",
-    LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature",
-    LEAPS: "step position protocol predictor K rule regime confirmed link loss_now_nats loss_pred_nats predict_s "
-    "verify_s adopted changed_share status charged_s",
-}
-_KEYS = {
-    EVALS: ["step", "split"],
-    REGIMES: ["step", "protocol"],
-    PROPOSALS: ["step", "protocol", "predictor", "K"],
-    CASCADE: ["step", "protocol", "predictor", "depth", "K", "link"],
-    LANDSCAPE: ["step", "protocol", "predictor", "K", "fraction"],
-    LEAPS: ["step", "predictor", "K", "link"],
-}
 _MUST_AGREE = {
     EVALS: ["loss_nats"],
     REGIMES: ["similarity", "tau_low", "tau_high"],
@@ -64,11 +41,6 @@ _MUST_AGREE = {
     LANDSCAPE: ["loss_nats"],
 }
 _SEED = re.compile(rb"^  seed: (\d+)$", re.MULTILINE)
-_NOT_A_SETTING = ("seed", "K", "mode", "cascade", "landscape", "regime.source", "regime.file")
-
-
-class RecordError(Exception):
-    """A record that cannot be used. The message is one line with the path, and the line where there is one."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +97,7 @@ class Suite:
         observed = (self.runs["status"] == Status.completed) & (self.runs["mode"] == "observe")
         completed = self.runs.loc[observed, ["run_id", "trajectory", "seed", *TRAINING]]
         rows = self.records[file].merge(completed, on="run_id")
-        key = ["trajectory", "setting", *_KEYS[file]]
+        key = ["trajectory", "setting", *KEYS[file]]
         shared = rows[rows.duplicated(key, keep=False)]
         if len(shared):
             spread = shared.groupby(key, dropna=False)[_MUST_AGREE[file]]
@@ -135,7 +107,7 @@ class Suite:
             if wrong.any():
                 where = dict(zip(key, wrong.index[np.flatnonzero(wrong)[0]], strict=True))
                 ids = shared.loc[shared["trajectory"] == where["trajectory"], "run_id"].unique()[:2]
-                place = ", ".join(f"{name}={where[name]}" for name in _KEYS[file])
+                place = ", ".join(f"{name}={where[name]}" for name in KEYS[file])
                 raise RecordError(
                     f"{self.folder}: runs {' and '.join(ids)} share a training but their {file} differ at {place}; "
                     "delete the one that is wrong"
@@ -158,18 +130,18 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
         raise RecordError(f"{folder}: no runs in this suite")
     rows: list[dict[str, Any]] = []
     configs: dict[str, dict[str, Any]] = {}
-    tables: dict[str, list[pa.Table]] = {file: [] for file in _COLUMNS}
+    tables: dict[str, list[pa.Table]] = {file: [] for file in COLUMNS}
     for run in folders:
         row, science = _read_run(run)
         rows.append(row)
         if science:
             configs[run.name] = science
         for file, found in tables.items():
-            table = _read_records(run / file, complete=row["status"] != Status.partial)
+            table = read_rows(run / file, complete=row["status"] != Status.partial)
             if len(table) or not found:  # thousands of tables without rows take more memory than those with
                 found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
     runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
-    runs["setting"] = _settings(runs, configs)
+    runs["setting"] = settings(runs, configs)
     records = {file: pa.concat_tables(found).to_pandas() for file, found in tables.items()}
     return Suite(folder.name, folder, runs, records, configs)
 
@@ -248,97 +220,6 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _parsed(text: bytes) -> Any:
     """A YAML text as data; parsing is what takes longest in a suite of thousands of small runs."""
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def _kind(column: str) -> type:
-    return int if column in _INTEGERS else str if column in _TEXTS else bool if column in _FLAGS else float
-
-
-def _schema(file: str) -> pa.Schema:
-    types = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64()}
-    return pa.schema([(name, types[_kind(name)]) for name in _COLUMNS[file].split()])
-
-
-def _read_records(path: Path, complete: bool) -> pa.Table:
-    """A jsonl file as a table; absent or empty means no rows. An unfinished last line is dropped unless complete."""
-    schema = _schema(path.name)
-    raw = path.read_bytes() if path.is_file() else b""
-    if not complete:
-        raw = raw[: raw.rfind(b"\n") + 1]
-    if not raw.strip():
-        return schema.empty_table()
-    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    reading = pa_json.ReadOptions(use_threads=False, block_size=len(raw) + 1)
-    try:
-        table = pa_json.read_json(BytesIO(raw), read_options=reading, parse_options=options)
-    except pa.ArrowInvalid as error:
-        raise _fault(path, raw) or RecordError(f"{path}: {str(error).splitlines()[0]}") from None
-    odd = b"NaN" in raw or b"Infinity" in raw or len(table) != raw.count(b"\n") + (not raw.endswith(b"\n"))
-    if odd or any(table[key].null_count for key in _KEYS[path.name]):
-        fault = _fault(path, raw)
-        if fault:
-            raise fault
-    return table
-
-
-def _fault(path: Path, raw: bytes) -> RecordError | None:
-    """The error that names the first line which is not JSON, lacks a key or holds a value of another type."""
-    for number, line in enumerate(raw.removesuffix(b"\n").split(b"\n"), 1):
-        try:
-            row = json.loads(line, parse_constant=_refuse)
-        except ValueError:
-            return RecordError(f"{path}:{number}: not readable as JSON")
-        if not isinstance(row, dict):
-            return RecordError(f"{path}:{number}: not a JSON object")
-        for key in _KEYS[path.name]:
-            if row.get(key) is None:
-                return RecordError(f"{path}:{number}: no {key}")
-        for name in _COLUMNS[path.name].split():
-            value, kind = row.get(name), _kind(name)
-            right = (
-                isinstance(value, float | int) and not isinstance(value, bool) if kind is float else type(value) is kind
-            )
-            if value is not None and not right:
-                return RecordError(f"{path}:{number}: {name}={value!r} is not of type {kind.__name__}")
-    return None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _settings(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> list[str]:
-    """Per observed run, the config keys that differ between runs of its workload, as `key=value` words."""
-    observed = runs[runs["mode"] == "observe"]
-    flat = {name: flatten(configs[name]) for name in observed["run_id"]}
-    words: dict[str, list[str]] = {name: [] for name in runs["run_id"]}
-    for _, group in observed.groupby(["model", "dataset", "optimizer", "lr"]):
-        for key, found in differing({name: flat[name] for name in group["run_id"]}).items():
-            for name, value in found.items():
-                words[name].append(f"{key}={value}")
-    return [" ".join(words[name]) for name in runs["run_id"]]
-
-
-def differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Of flat configs by run, the keys with more than one value, sorted: key -> run -> value."""
-    values: dict[str, dict[str, str]] = {}
-    for name, leaves in flat.items():
-        for key, value in leaves.items():
-            values.setdefault(key, {})[name] = value
-    return {key: found for key, found in sorted(values.items()) if len(set(found.values())) > 1}
-
-
-def flatten(science: dict[str, Any]) -> dict[str, str]:
-    """A science config as dotted key -> value as text, without what is no setting of a workload (its seed, K, ...)."""
-    return dict(_leaves(science, ""))
-
-
-def _leaves(tree: Any, path: str) -> list[tuple[str, str]]:
-    if any(path == stem or path.startswith(f"{stem}.") for stem in _NOT_A_SETTING):
-        return []
-    if isinstance(tree, dict):
-        return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}.{key}" if path else str(key))]
-    return [(path, json.dumps(tree).strip('"'))]
 
 
 def suites_in(results: str | Path) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from leapbench.names import JUDGED
-from leapbench.records.read import RecordError, Suite
+from leapbench.records.read import Suite
+from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, not_counted
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe

@@ -8,7 +8,8 @@ import pandas as pd
 
 from leapbench.names import CONTROLS, EVALS, VERIFICATION, Regime, Status
 from leapbench.prediction.rules import adaptive, proximity, sigma_recent, strict
-from leapbench.records.read import TRAINING, RecordError, Suite
+from leapbench.records.read import TRAINING, Suite
+from leapbench.records.rows import RecordError
 
 ALL = "all"  # checkpoints of every regime
 REGIMES = (Regime.transition, Regime.stable, Regime.chaotic, ALL)

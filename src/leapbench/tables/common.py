@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from leapbench.names import CONTROLS, UNCOUNTED, Status
-from leapbench.records.read import TRAINING, RecordError, Suite
+from leapbench.records.read import TRAINING, Suite
+from leapbench.records.rows import RecordError
 
 PUBLISHED_AS = {"gpt2": "gpt2-124m", "qwen2_5_1_5b": "qwen2.5-1.5b", "gpt2_nano": "gpt2-124m"}
 PUBLISHED_FILES = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.records.read import RecordError
+from leapbench.records.rows import RecordError
 from leapbench.tables.methods import WORKLOAD
 from leapbench.tables.time_to_baseline import as_published, ratio
 

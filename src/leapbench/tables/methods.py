@@ -11,7 +11,8 @@ import pandas as pd
 import yaml
 
 from leapbench.names import BASELINE, CONTROLS, PROJECT, RuleName, Status
-from leapbench.records.read import Suite, differing, flatten
+from leapbench.records.read import Suite
+from leapbench.records.settings import differing, flatten
 from leapbench.tables.acceptance import FIRST_PREDICTORS
 
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from leapbench.config.schema import LandscapeConfig
+from leapbench.config.groups import LandscapeConfig
 from leapbench.names import PERSISTENCE
 from leapbench.prediction.candidate import Candidates, rescaled
 from leapbench.prediction.history import History

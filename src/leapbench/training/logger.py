@@ -11,7 +11,8 @@ from leapbench.config.errors import ConfigError
 from leapbench.names import FAILURES
 
 if TYPE_CHECKING:
-    from leapbench.config.schema import RunConfig, WandbConfig
+    from leapbench.config.groups import WandbConfig
+    from leapbench.config.schema import RunConfig
 
 INIT_TIMEOUT_S = 60.0
 OFFLINE = "use wandb.mode=offline (upload later with `wandb sync`) or logger=none"

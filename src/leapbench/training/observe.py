@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from leapbench.config.choices import CascadeForm
-from leapbench.config.schema import ProtocolConfig, RunConfig
+from leapbench.config.groups import ProtocolConfig
+from leapbench.config.schema import RunConfig
 from leapbench.names import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, VALIDATION, Regime
 from leapbench.prediction.candidate import Candidate, Candidates, Memo, key_of_sum
 from leapbench.prediction.clock import Clock

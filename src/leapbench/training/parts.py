@@ -9,7 +9,8 @@ from torch import nn
 
 from leapbench.config.build import build
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import ProtocolConfig, RunConfig
+from leapbench.config.groups import ProtocolConfig
+from leapbench.config.schema import RunConfig
 from leapbench.names import Mode
 from leapbench.prediction.moments import moments_of
 from leapbench.prediction.predictor import Predictor

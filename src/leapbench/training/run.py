@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from submitit.core.utils import UncompletedJobError
 
-from leapbench.cluster.progress import ended
+from leapbench.config.choices import LoggerName
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig
 from leapbench.names import CONTROLS, Status
 from leapbench.records import commit
 from leapbench.records.folder import RunFolder
 from leapbench.records.lock import slurm_job
+from leapbench.records.plan import ended
 from leapbench.training.logger import build as build_logger
 from leapbench.training.loop import train
 from leapbench.training.parts import check_contexts, unusable
@@ -36,8 +38,11 @@ class Outcome:
     reason: str | None = None
 
 
-def run(config: RunConfig) -> Outcome:
+def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None) -> Outcome:
     """Carry out one run, or continue it where it was killed, or return at once if it is already complete.
+
+    Args:
+        draw: makes the figures of a completed run's folder, name -> path, for the logger.
 
     Raises:
         ConfigError: the user's mistake; nothing was written.
@@ -85,10 +90,8 @@ def run(config: RunConfig) -> Outcome:
             folder.finish(summary)
             logger.finish(summary)
             raise
-        if config.logger != "none" and summary["status"] == Status.completed:
-            from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
-
-            for name, path in figures_of_run(folder.path).items():
+        if config.logger != LoggerName.none and summary["status"] == Status.completed and draw is not None:
+            for name, path in draw(folder.path).items():
                 logger.figure(name, path)
         logger.finish(summary)
         return Outcome(summary["status"], run_id, folder.path, summary["reason"])

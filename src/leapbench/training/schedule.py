@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from leapbench.config.choices import ScheduleName
-from leapbench.config.schema import ScheduleConfig
+from leapbench.config.groups import ScheduleConfig
 
 
 def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from leapbench.config.build import build
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import OptimizerConfig, WrapperConfig
+from leapbench.config.groups import OptimizerConfig, WrapperConfig
 from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.candidate import Forward, replaced
 from leapbench.prediction.weights import FlatWeights

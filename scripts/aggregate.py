@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from leapbench import tables
+from leapbench.names import PROJECT
 from leapbench.records.read import load_suite, suites_in
 from leapbench.records.rows import RecordError
 
-PROJECT = Path(__file__).resolve().parents[1]
 MAIN = (
     "regime_distribution",
     "acceptance_strict",

@@ -5,17 +5,12 @@ import sys
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from leapbench.bench import costs, floor, report
 from leapbench.config.errors import ConfigError
-from leapbench.config.resolve import resolve
-from leapbench.config.schema import RunConfig
-from leapbench.names import PROJECT
 from leapbench.training.run import pick_device
 
 UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
-OBSERVED = ("predictor=[linear,quadratic]", "K=[5,10,25,50,75,100]")
 
 
 def size(text: str) -> int:
@@ -64,23 +59,11 @@ def main() -> int:
         print(*report.verdicts(rows), sep="\n")
     written = report.write(tables, device, args.out)
     if args.floor:
-        written += measure_floor(args, device)
+        measured, setting = floor.embedded(args.steps, args.rounds, args.device)
+        print(f"\n{setting}", report.floor_console(measured), sep="\n")
+        written += report.write_floor(measured, setting, device, args.out)
     print(f"\nwrote {', '.join(str(path) for path in written)}")
     return 0
-
-
-def measure_floor(args: argparse.Namespace, device: torch.device) -> list[Path]:
-    baseline, observed = configured(args, "predictor=none"), configured(args, *OBSERVED)
-    found = floor.measure(baseline, observed, args.rounds)
-    setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={args.steps}, {args.rounds} rounds."
-    print(f"\n{setting}", report.floor_console(found), sep="\n")
-    return report.write_floor(found, setting, device, args.out)
-
-
-def configured(args: argparse.Namespace, *overrides: str) -> RunConfig:
-    common = (f"train.steps={args.steps}", f"device={args.device}", "progress=false", "checkpoint.every_s=null")
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        return resolve(compose("config", [*common, *overrides]))
 
 
 if __name__ == "__main__":

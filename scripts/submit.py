@@ -11,25 +11,16 @@ this checkout, and results_dir is made absolute, so their records are where scri
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from leapbench import cli
-from leapbench.cluster import submit
+from leapbench.cluster import submit, sweep
+from leapbench.cluster.arguments import parser, read
 from leapbench.cluster.slurm import Site
 from leapbench.config.errors import ConfigError
+from leapbench.names import PROJECT, Status
 from leapbench.records import commit
-from leapbench.records.plan import PlannedRun
-from sweep import PROJECT, PlanError, commands, parse, plan
-
-
-def by_suite(runs: list[PlannedRun]) -> dict[Path, list[PlannedRun]]:
-    """The runs of each suite, every run once."""
-    found: dict[Path, dict[str, PlannedRun]] = {}
-    for run in runs:
-        found.setdefault(run.folder.parent, {})[run.run_id] = run
-    return {suite: list(each.values()) for suite, each in found.items()}
 
 
 def report(suite: Path, counts: dict[str, int], submitted: list[str]) -> None:
@@ -37,34 +28,31 @@ def report(suite: Path, counts: dict[str, int], submitted: list[str]) -> None:
     print(f"{suite.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     for line in submitted or ["nothing to submit"]:
         print(f"  {line}", flush=True)
-    if counts.get("failed") and not submitted:
+    if counts.get(Status.failed) and not submitted:
         print("  --retry failed submits the failed ones")
 
 
 def main() -> int:
     """Plan every command line, prepare what the jobs share, submit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--retry", choices=["failed"], help="submit runs that failed as well")
-    args, extra = parse(parser, sys.argv[1:])
+    options = parser(__doc__)
+    options.add_argument("--retry", choices=[Status.failed.value], help="submit runs that failed as well")
+    args, extra = read(options)
     launcher, extra = submit.split(extra)
-    retry = args.retry == "failed"
+    retry = args.retry is not None
     try:
         code = PROJECT if args.dry_run else commit.code(args.allow_dirty)
-        keys = submit.launcher(launcher, args.name)
-        site = Site(keys, PROJECT, code, commit.current())
-        plans = [by_suite(plan(line)) for line in commands(args.name, extra)]
+        site = Site(submit.launcher(launcher, args.name), PROJECT, code, commit.current())
+        plans = [submit.by_suite(sweep.plan(line)) for line in sweep.commands(args.name, extra)]
         if code == PROJECT and not args.dry_run:
             print("the code differs from its commit: jobs run what is here when they start", file=sys.stderr)
-        for suites in plans:
-            for suite, runs in suites.items():
-                chosen, counts = submit.to_do(runs, submit.survey(suite), retry)
-                if args.dry_run or not chosen:
-                    report(suite, counts, [f"would submit {run.run_id}" for run in chosen])
-                    continue
-                submit.prepare(chosen)
-                arrays, counts = submit.submit(suite, runs, retry, site)
-                lines = [f"submitted {len(a.runs)} runs as job {a.id}, logs in {a.logs}" for a in arrays]
-                report(suite, counts, lines)
+        for suite, runs in ((suite, runs) for suites in plans for suite, runs in suites.items()):
+            chosen, counts = submit.to_do(runs, submit.survey(suite), retry)
+            if args.dry_run or not chosen:
+                report(suite, counts, [f"would submit {run.run_id}" for run in chosen])
+                continue
+            submit.prepare(chosen)
+            arrays, counts = submit.submit(suite, runs, retry, site)
+            report(suite, counts, [f"submitted {len(a.runs)} runs as job {a.id}, logs in {a.logs}" for a in arrays])
     except (LookupError, ConfigError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
@@ -73,9 +61,9 @@ def main() -> int:
             raise
         print(known[0], file=sys.stderr)
         return known[1]
-    except PlanError as error:
-        print(error.args[0], file=sys.stderr)
-        return int(error.args[1])
+    except sweep.PlanError as error:
+        print(error, file=sys.stderr)
+        return error.status
     return 0
 
 

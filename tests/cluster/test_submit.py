@@ -132,14 +132,13 @@ def test_the_script_submits_jobs_that_run_the_copy(lab, site, slurm, tmp_path, m
         copy(PROJECT / part, code / part)
     (code / commit.COMMIT).write_text("c0ffee\n")
     monkeypatch.setattr(commit, "code", lambda allow_dirty: code)
-    monkeypatch.syspath_prepend(str(PROJECT / "scripts"))
     monkeypatch.setattr(sys, "argv", ["submit.py", "ttb_embedded", "--", "hydra/launcher=submitit_slurm"])
     overrides = [word for word in lab.overrides("predictor=none") if not word.startswith("results_dir=")]
     configs = [lab.config("predictor=none", f"seed={seed}") for seed in (0, 1)]
     runs = [PlannedRun.of(config, [*overrides, f"seed={config.seed}"]) for config in configs]
     script = runpy.run_path(str(PROJECT / "scripts" / "submit.py"))
-    monkeypatch.setitem(script["main"].__globals__, "commands", lambda *_: [["train.py", "-m"]])
-    monkeypatch.setitem(script["main"].__globals__, "plan", lambda line: [*runs, runs[0]])
+    monkeypatch.setattr("leapbench.cluster.sweep.commands", lambda *_: [["train.py", "-m"]])
+    monkeypatch.setattr("leapbench.cluster.sweep.plan", lambda line: [*runs, runs[0]])
 
     def main():
         status = script["main"]()

@@ -1,6 +1,5 @@
 """Ranges, folding and early validation, on jobs composed from conf/ with nothing launched."""
 
-import runpy
 from itertools import product
 from typing import Any
 
@@ -15,6 +14,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
+from leapbench.cluster.sweep import commands
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import PROJECT, SUMMARY
@@ -285,8 +285,7 @@ LEAPING = ("ttb_", "tune_", "leap_overhead")
 
 def command_lines() -> list[tuple[str, ...]]:
     """Every distinct command line of the observing sweeps; tables that share runs share it."""
-    script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
-    lines = [line for name in specs() if not name.startswith(LEAPING) for line in script["commands"](name, [])]
+    lines = [line for name in specs() if not name.startswith(LEAPING) for line in commands(name, [])]
     return list(dict.fromkeys(tuple(line) for line in lines if "experiment=ttb_text" not in line))
 
 

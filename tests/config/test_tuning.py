@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from leapbench.config import tuned
 from leapbench.config.errors import ConfigError
-from leapbench.config.tuned import Cell, Trial, TuningError, method_of, pick, tuned_lr
+from leapbench.config.tuned import Cell, method_of, tuned_lr
 from leapbench.names import PROJECT
+from leapbench.tables.tuning import Trial, TuningError, merged, pick
 
 CELL = Cell("net", "data", "sgd", "cosine", "none")
 
@@ -99,7 +99,7 @@ def test_new_entries_take_the_place_of_known_ones():
     def entry(method: str, lr: float) -> dict[str, Any]:
         return {"optimizer": "sgd", "schedule": "cosine", "method": method, "lr": lr}
 
-    found = tuned.merged([entry("pdt/a", 1.0), entry("none", 2.0)], [entry("none", 3.0), entry("average/a", 4.0)])
+    found = merged([entry("pdt/a", 1.0), entry("none", 2.0)], [entry("none", 3.0), entry("average/a", 4.0)])
     assert found == [entry("none", 3.0), entry("average/a", 4.0), entry("pdt/a", 1.0)]
 
 

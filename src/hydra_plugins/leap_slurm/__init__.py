@@ -79,9 +79,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     conf/hydra/launcher/slurm.yaml.
     """
 
-    runs: Sequence[
-        Any
-    ] = ()  # a leapbench.cluster.progress.PlannedRun for each of the jobs to be launched, from the sweeper
+    hydra_context: Any  # Hydra's, set before anything is launched
+    runs: Sequence[Any] = ()  # a PlannedRun for each of the jobs to be launched, from the sweeper
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit the jobs, wait for them, and say of each how it ended.
@@ -113,7 +112,6 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
 
     def _read_configs_of(self, code: Path) -> None:
         """Let jobs compose their configurations from `code`, whatever becomes of this checkout's files."""
-        assert self.hydra_context is not None
         path = self.hydra_context.config_loader.get_search_path()
         for element in path.get_path():
             if element.path == f"file://{PROJECT / 'conf'}":

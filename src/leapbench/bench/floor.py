@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 
 from leapbench.bench.costs import Timing, fastest, interleaved
+from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
-from leapbench.names import VALIDATION
+from leapbench.names import PROJECT, VALIDATION
 from leapbench.training.run import pick_device, run
 from leapbench.training.schedule import factor_at
 from leapbench.training.step import TrainingStep, build_optimizer
 from leapbench.training.workload import Workload
 
 AT_MOST = 1.05
+OBSERVED = ("predictor=[linear,quadratic]", "K=[5,10,25,50,75,100]")
 PASSES = ("verification_loss", "score", "probe_states")
 
 
@@ -39,6 +42,17 @@ class Floor:
     parts: list[dict[str, Any]]
     ratios: list[dict[str, Any]]
     laps: dict[str, float]
+
+
+def embedded(steps: int, rounds: int, device: str) -> tuple[Floor, str]:
+    """The floor of two predictors and six K on the embedded text, and what was run in words."""
+    common = (f"train.steps={steps}", f"device={device}", "progress=false", "checkpoint.every_s=null")
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        baseline, observed = (
+            resolve(compose("config", [*common, *chosen])) for chosen in (("predictor=none",), OBSERVED)
+        )
+    setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={steps}, {rounds} rounds."
+    return measure(baseline, observed, rounds), setting
 
 
 def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:

@@ -95,6 +95,14 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         return compose("config", list(overrides))
 
 
+def by_suite(runs: Iterable[PlannedRun]) -> dict[Path, list[PlannedRun]]:
+    """The runs of each suite, every run once."""
+    suites: dict[Path, dict[str, PlannedRun]] = {}
+    for run in runs:
+        suites.setdefault(run.folder.parent, {})[run.run_id] = run
+    return {suite: list(each.values()) for suite, each in suites.items()}
+
+
 def prepare(runs: Iterable[PlannedRun]) -> int:
     """Fill the caches of the data sets that `runs` read, each once; how many there are.
 

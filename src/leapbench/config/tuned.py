@@ -1,4 +1,4 @@
-"""Tuned learning rates: how a file in results/tuning/ is looked up, and how the best rate of a grid is picked.
+"""Tuned learning rates: how a file in results/tuning/ is looked up.
 
 A rate belongs to a cell: (model, dataset, optimizer, schedule, method). It is picked on the verification split with
 seeds that are not scored; the validation split plays no part.
@@ -7,9 +7,8 @@ seeds that are not scored; the validation split plays no part.
 from __future__ import annotations
 
 import functools
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,24 +37,6 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.model}/{self.dataset}, {self.optimizer}, {self.schedule}, {self.method}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of a grid: `loss` is its last verification loss, nats; inf if it diverged."""
-
-    cell: Cell
-    lr: float
-    seed: int
-    loss: float
-    run_id: str
-    steps: int
-    interval: int
-    commit: str
-
-
-class TuningError(Exception):
-    """A grid that nothing can be picked from. The message is one line."""
 
 
 def method_of(science: Mapping[str, Any]) -> str:
@@ -114,70 +95,3 @@ def path_of(cell: Cell, folder: Path = TUNING) -> Path:
 def _sweep(cell: Cell) -> str:
     """The sweep that tunes `cell`, which is also its suite: methods need the baseline's rate, so they come second."""
     return f"tune_{cell.dataset}" + ("" if cell.method == BASELINE else "_methods")
-
-
-def pick(trials: Iterable[Trial]) -> dict[Cell, dict[str, Any]]:
-    """Per cell the rate with the lowest mean verification loss over the seeds, and its evidence as plain data.
-
-    A rate at which a seed diverged has mean inf; of equal means the smaller rate is taken.
-
-    Raises:
-        TuningError: a seed is missing at some rate, a run is there twice, runs differ in length, or all diverged.
-    """
-    by_cell: dict[Cell, list[Trial]] = {}
-    for trial in trials:
-        by_cell.setdefault(trial.cell, []).append(trial)
-    return {cell: _entry(cell, by_cell[cell]) for cell in sorted(by_cell, key=order)}
-
-
-def order(cell: Cell) -> tuple[Any, ...]:
-    """Sorts cells: the baseline first, then by name."""
-    return cell.model, cell.dataset, cell.optimizer, cell.schedule, cell.method != BASELINE, cell.method
-
-
-def _entry(cell: Cell, trials: list[Trial]) -> dict[str, Any]:
-    at = {(trial.lr, trial.seed): trial for trial in trials}
-    lrs, seeds = sorted({lr for lr, _ in at}), sorted({seed for _, seed in at})
-    for trial in trials:
-        if trial is not at[trial.lr, trial.seed]:
-            ids = f"{trial.run_id} and {at[trial.lr, trial.seed].run_id}"
-            raise TuningError(f"{cell}: runs {ids} both have lr={trial.lr:g} and seed={trial.seed}; delete one")
-    missing = [f"lr={lr:g} seed={seed}" for lr in lrs for seed in seeds if (lr, seed) not in at]
-    if missing:
-        raise TuningError(f"{cell}: no run for {', '.join(missing)}; run the tuning sweep to its end")
-    lengths = sorted({(trial.steps, trial.interval) for trial in trials})
-    if len(lengths) > 1:
-        raise TuningError(f"{cell}: runs of different (steps, interval) {lengths} cannot be compared; delete some")
-    means = {lr: math.fsum(at[lr, seed].loss for seed in seeds) / len(seeds) for lr in lrs}
-    best = min(lrs, key=lambda lr: (means[lr], lr))
-    if not math.isfinite(means[best]):
-        raise TuningError(f"{cell}: every learning rate of {lrs} diverged; extend the grid downwards")
-    steps, interval = lengths[0]
-    return {
-        **{key: getattr(cell, key) for key in KEYS},
-        "lr": best,
-        "at_edge": best in (lrs[0], lrs[-1]),
-        "steps": steps,
-        "interval": interval,
-        "git_commit": sorted({trial.commit for trial in trials}),
-        "seeds": seeds,
-        "grid": [
-            {
-                "lr": lr,
-                "mean": _rounded(means[lr]),
-                "losses": [_rounded(at[lr, seed].loss) for seed in seeds],
-                "run_ids": [at[lr, seed].run_id for seed in seeds],
-            }
-            for lr in lrs
-        ],
-    }
-
-
-def merged(known: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a file after a tuning: a new entry takes the place of the known one of its cell."""
-    entries = {tuple(entry[key] for key in KEYS): dict(entry) for entry in (*known, *new)}
-    return [entries[key] for key in sorted(entries, key=lambda key: (*key[:-1], key[-1] != BASELINE, key[-1]))]
-
-
-def _rounded(loss: float) -> float | None:
-    return round(loss, 6) if math.isfinite(loss) else None

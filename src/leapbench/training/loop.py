@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from leapbench.config.schema import RunConfig
 from leapbench.names import VALIDATION, Status
@@ -18,6 +16,7 @@ from leapbench.names import Mode as ModeName
 from leapbench.prediction.clock import Clock
 from leapbench.prediction.weights import FlatWeights
 from leapbench.records.folder import RunFolder
+from leapbench.training.bar import Bar
 from leapbench.training.leaping import Leaping
 from leapbench.training.logger import Logger
 from leapbench.training.mode import Mode
@@ -61,10 +60,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         step, position, train_loss = saved["step"], saved["position"], saved["train_loss"]
         load_rng(saved["rng"], device)
     last_saved_s = time.monotonic()
-    bar = tqdm(
-        total=steps, initial=position, desc=f"{config.model.name} seed {config.seed}", unit="step",
-        disable=not config.progress, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True,
-    )  # fmt: skip
+    bar = Bar(f"{config.model.name} seed {config.seed}", steps, position, config.progress)
 
     def summary(status: Status, reason: str | None) -> dict[str, Any]:
         """What summary.json says of a run that came to its end."""
@@ -94,13 +90,13 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
             position = mode.after_step(step, position, mean_loss)
         except DivergedError as error:
             return summary(Status.diverged, str(error))
-        bar.update(position - bar.n)
+        bar.update(position)
 
         # ---- evaluate ------------------------------------------------------------------------------------------------
         for split in mode.splits_due(step, position):
             clock.enter("eval")
             scores.record(split, workload.score(scored.forward, split), step, position)
-            bar.set_postfix(loss=f"{scores.losses[split]:.3f}", refresh=False)
+            bar.note(scores.losses[split])
 
         # ---- checkpoint ----------------------------------------------------------------------------------------------
         if mean_loss is not None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from leapbench.cluster.progress import Progress, duration
+from leapbench.cluster import sweep as sweeping
+from leapbench.cluster.screen import Screen
+from leapbench.cluster.sweep import PlanError, Progress, duration
 from leapbench.names import PROJECT
 from leapbench.records.plan import PlannedRun
-
-SWEEP = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
 
 
 def planned(folder: Path, name: str, steps: int = 100, kind: tuple[str, ...] = ("net", "data")) -> PlannedRun:
@@ -136,18 +136,16 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, capsys):
     """sweep(line, ...): (exit status, stdout, stderr, the command lines that were run)."""
     (tmp_path / "train.py").write_text(TRAIN)
 
-    def call(*lines: str, err: Any = None) -> tuple[int, str, str, list[str]]:
-        out, err = io.StringIO(), err or io.StringIO()
-        screen = SWEEP["Screen"](err, out)
-        status = SWEEP["run"]("name", [["train.py", "-m", *line.split()] for line in lines], screen, tmp_path)
+    def call(*lines: str) -> tuple[int, str, str, list[str]]:
+        status = sweeping.run("name", [["train.py", "-m", *line.split()] for line in lines], Screen(), tmp_path)
         calls = tmp_path / "calls"
         ran = calls.read_text().splitlines() if calls.exists() else []
         calls.unlink(missing_ok=True)
-        return status, out.getvalue(), err.getvalue(), ran
+        return status, *capsys.readouterr(), ran
 
     return call
 
@@ -185,26 +183,27 @@ def test_a_command_that_cannot_run_stops_the_sweep(sweep, tmp_path):
 
 
 def test_nothing_runs_before_everything_resolves(sweep):
-    with pytest.raises(SWEEP["PlanError"]) as caught:
+    with pytest.raises(PlanError) as caught:
         sweep("runs=a", "runs=wrong")
-    assert caught.value.args == ("runs=wrong is not a run", 1)
+    assert (str(caught.value), caught.value.status) == ("runs=wrong is not a run", 1)
 
 
-def test_a_terminal_keeps_one_progress_line(sweep):
-    terminal = Terminal()
-    sweep("runs=a", err=terminal)
-    first, *_, last = terminal.getvalue().split("\r\033[K")
-    assert first == ""
-    assert re.fullmatch(r"name: 1 of 1 runs, all ended \(\d+ s\)\n", last)
-    assert terminal.getvalue().count("\n") == 1
+def test_a_terminal_keeps_one_progress_line(sweep, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    sweep("runs=a,bad")
+    shown = terminal.getvalue()
+    assert "bad ended\n" in shown  # above the progress line, which is wiped first
+    assert shown.index("\x1b[2K") < shown.index("bad ended")
+    assert re.search(r"name: 2 of 2 runs, all ended \(\d+ s\)\n$", shown)
 
 
 def test_the_script_says_what_is_wrong(monkeypatch, capsys):
     def refuse(*_: Any) -> Any:
-        raise script["PlanError"]("optimizer.lr=tuned: nothing is known", 2)
+        raise PlanError("optimizer.lr=tuned: nothing is known", 2)
 
     script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
-    monkeypatch.setitem(script["main"].__globals__, "run", refuse)
+    monkeypatch.setattr(sweeping, "run", refuse)
     monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded", "--allow-dirty"])
     assert script["main"]() == 2
     assert capsys.readouterr() == ("", "optimizer.lr=tuned: nothing is known\n")
@@ -212,7 +211,7 @@ def test_the_script_says_what_is_wrong(monkeypatch, capsys):
 
 def test_uncommitted_code_is_refused_unless_allowed(monkeypatch, capsys):
     script, ran = runpy.run_path(str(PROJECT / "scripts" / "sweep.py")), []
-    monkeypatch.setitem(script["main"].__globals__, "run", lambda name, lines, *_: ran.append(lines) or 0)
+    monkeypatch.setattr(sweeping, "run", lambda name, lines, *_: ran.append(lines) or 0)
     monkeypatch.setattr("leapbench.records.commit.changes", lambda *_: ["src/leapbench/loop.py", "train.py"])
     monkeypatch.setattr(sys, "argv", ["sweep.py", "ttb_embedded"])
     assert script["main"]() == 2

@@ -1,0 +1,227 @@
+"""Sweeps: the command lines of a file in sweeps/, what they will run, how far they are, and running them one by one."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from leapbench.cluster.screen import Screen
+from leapbench.names import PROJECT, SUMMARY, Status
+from leapbench.records.files import read_summary
+from leapbench.records.plan import PlannedRun
+
+RUNS_FAILED = 1
+INTERRUPTED = 130
+LOOK_S = 2.0  # seconds between two looks at the run folders
+PLANNERS = 2  # command lines that are resolved at a time
+
+
+class PlanError(Exception):
+    """A command line that does not resolve: what train.py wrote to stderr, and its exit status."""
+
+    def __init__(self, said: str, status: int) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+def commands(name: str, extra: list[str], folder: Path = PROJECT / "sweeps") -> list[list[str]]:
+    """The arguments of `python` for sweep `name`, one list per command line, each with `extra` overrides at its end.
+
+    A file holds `title`, `published` (where the paper prints the tables), `tables` (ours that it feeds), `suite`,
+    `overrides` and `axes`. With `commands`, each entry is a command line of its own: its overrides are added to the
+    file's, its axes and its suite replace the file's. `like: OTHER` takes what is not said from another file.
+
+    Raises:
+        LookupError: for an unknown name; the message is one line.
+    """
+    spec = specification(name, folder)
+    return [_command(spec, own, extra) for own in spec.get("commands", [{}])]
+
+
+def specification(name: str, folder: Path = PROJECT / "sweeps") -> dict[str, Any]:
+    """The content of a sweep file, completed by the one that it is `like`.
+
+    Raises:
+        LookupError: for an unknown name; the message is one line.
+    """
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
+        raise LookupError(f"sweep {name} does not exist; {hint}")
+    spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
+    like = spec.pop("like", None)
+    return specification(like, folder) | spec if like else spec
+
+
+def _command(spec: dict[str, Any], own: dict[str, Any], extra: list[str]) -> list[str]:
+    axes = spec.get("axes", {}) | own.get("axes", {})
+    swept = [f"{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in axes.items()]
+    overrides = [*spec.get("overrides", []), *own.get("overrides", [])]
+    return ["train.py", "-m", f"suite={own.get('suite', spec.get('suite'))}", *overrides, *swept, *extra]
+
+
+def plan(line: list[str], cwd: Path = PROJECT) -> list[PlannedRun]:
+    """The runs of one command line.
+
+    Raises:
+        PlanError: it does not resolve.
+    """
+    command = [sys.executable, *line, "hydra.sweeper.dry_run=true"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise PlanError(done.stderr.strip(), done.returncode)
+    runs = [PlannedRun.parse(row) for row in done.stdout.splitlines() if row.startswith("{")]
+    return [replace(run, folder=cwd / run.folder) for run in runs]
+
+
+def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) -> int:
+    """Plan all command lines, then run those that have something left to do; the worst exit status.
+
+    Raises:
+        PlanError: one of them does not resolve; nothing has been run.
+    """
+    with ThreadPoolExecutor(PLANNERS) as pool:
+        plans = list(pool.map(lambda line: plan(line, cwd), lines))
+    progress = Progress(name, (run for planned in plans for run in planned))
+    worst = 0
+
+    def tick() -> None:
+        progress.look()
+        screen.progress(progress.line())
+
+    try:
+        for line, planned in zip(lines, plans, strict=True):
+            left = progress.still_open(planned)
+            state = f"{len(left)} of {len(planned)} runs to do" if left else f"all {len(planned)} runs have ended"
+            screen.write(f"{shlex.join(['python', *line])}\n  # {state}\n", sys.stdout)
+            if not left:
+                continue
+            tick()
+            status = execute(line, screen, tick, cwd)
+            progress.look()
+            if status not in (0, RUNS_FAILED):
+                return status
+            worst = max(worst, status)
+    finally:
+        screen.finish(f"{progress.line()} ({duration(progress.now() - progress.start)})")
+    return worst
+
+
+def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path = PROJECT) -> int:
+    """Run one command line to its end, calling `tick` every LOOK_S seconds; its exit status."""
+    # Progress bars of single runs would write over the sweep's line; what follows -- may ask for them again.
+    command = [sys.executable, *line[:2], "progress=false", *line[2:]]
+    child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout and child.stderr
+
+    def forward(source: IO[str], target: IO[str]) -> None:
+        for text in source:
+            screen.write(text, target)
+
+    pumps = [
+        threading.Thread(target=forward, args=streams, daemon=True)
+        for streams in ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
+    ]
+    for pump in pumps:
+        pump.start()
+    try:
+        while True:
+            try:
+                status = child.wait(LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                tick()
+    except KeyboardInterrupt:  # the terminal has interrupted the command too; let it end its runs
+        child.wait()
+        status = INTERRUPTED
+    for pump in pumps:
+        pump.join(LOOK_S)
+    return status
+
+
+class Progress:
+    """Counts the ended runs of a sweep and guesses the time left from what has been seen.
+
+    A run's work is its steps times the seconds that a step of its kind took. The pace is the work done since this
+    object was made over the time since: that accounts for parallel jobs and for start-up.
+    """
+
+    def __init__(self, name: str, runs: Iterable[PlannedRun], now: Callable[[], float] = time.time) -> None:
+        self.name = name
+        self.now = now
+        self.runs = {run.folder: run for run in runs}  # commands may share runs
+        self.start = now()
+        self.seconds: dict[Path, float] = {}  # what each ended run took
+        self.look()
+        self.before = set(self.seconds)
+
+    def look(self) -> int:
+        """Read the folders of the runs that were open; how many have ended by now."""
+        for path in self.runs.keys() - self.seconds.keys():
+            try:
+                summary = read_summary(path)
+                if summary is None:
+                    continue
+                # A failed run is run again, once.
+                if summary["status"] == Status.failed and (path / SUMMARY).stat().st_mtime < self.start:
+                    continue
+            except FileNotFoundError:  # such a run has just been made unfinished again
+                continue
+            laps = {lap: spent for lap, spent in summary.get("totals", {}).items() if lap.endswith("_s")}
+            self.seconds[path] = sum(laps.values()) - laps.get("charged_s", 0.0)  # which is a sum of laps itself
+        return len(self.seconds)
+
+    def still_open(self, runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+        """Those of `runs` that have not ended."""
+        return [run for run in runs if run.folder not in self.seconds]
+
+    def left_s(self) -> float | None:
+        """Seconds until the last run ends; None before a run has ended here."""
+        paces = self._paces()
+        done = sum(spent for path, spent in self.seconds.items() if path not in self.before)
+        if len(self.seconds) == len(self.runs):
+            return 0.0
+        if not done:
+            return None
+        left = sum(_pace(run, paces) * run.steps for run in self.still_open(self.runs.values()))
+        return left * (self.now() - self.start) / done
+
+    def line(self) -> str:
+        """`ttb_embedded: 37 of 585 runs, about 41 min left`."""
+        count, left = f"{self.name}: {len(self.seconds)} of {len(self.runs)} runs", self.left_s()
+        if left is None:
+            return f"{count}, time left unknown until one ends"
+        return f"{count}, about {duration(left)} left" if left else f"{count}, all ended"
+
+    def _paces(self) -> dict[tuple[str, ...], float]:
+        """Mean seconds per step by kind, by (model, dataset) and, under (), of all runs that have ended."""
+        seen: dict[tuple[str, ...], list[float]] = {}
+        for path, spent in self.seconds.items():
+            run = self.runs[path]
+            for key in {run.kind, run.kind[:2], ()} if spent else ():
+                seen.setdefault(key, []).append(spent / run.steps)
+        return {key: sum(found) / len(found) for key, found in seen.items()}
+
+
+def _pace(run: PlannedRun, paces: dict[tuple[str, ...], float]) -> float:
+    return next(paces[key] for key in (run.kind, run.kind[:2], ()) if key in paces)
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `41 min` or `2 h 5 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,62 @@
+"""A suite's tables, its figures, and the page that links them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from leapbench import tables
+from leapbench.figures import write_figures
+from leapbench.records.read import Suite, load_suite
+from leapbench.tables import Published, Table
+from leapbench.tables.acceptance import score
+
+
+def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Table], list[Path], Path]:
+    """Make everything anew from the run folders of a suite.
+
+    Args:
+        folder: the suite's, results/raw/SUITE.
+        published: the cited figures.
+        out: tables go to out/tables/SUITE, figures to out/figures/SUITE.
+
+    Returns:
+        the tables, the figures' paths, and the page.
+    """
+    suite = load_suite(folder)
+    made = tables.build(suite, published)
+    place = out / "tables" / suite.name
+    for table in made:
+        tables.write(table, suite, place)
+    figures = write_figures(suite, score(suite), made, published, out / "figures" / suite.name)
+    page = place / "README.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report(suite, made, figures, place), encoding="utf-8")
+    return made, figures, page
+
+
+def report(suite: Suite, made: list[Table], figures: list[Path], folder: Path) -> str:
+    """The page: runs by status with their commit, tables, figures."""
+    lines = [
+        f"# Suite {suite.name}",
+        "",
+        "Written by `scripts/report.py`; every number comes from the run folders.",
+        "",
+    ]
+    lines += ["## Runs", "", "| status | runs | git commit | run ids |", "|:--|--:|:--|:--|"]
+    for status, runs in suite.runs.groupby("status"):
+        known = zip(runs["git_commit"], runs["git_dirty"], strict=True)
+        commits = sorted({f"{commit[:12]}{' + changes' if dirty else ''}" for commit, dirty in known})
+        lines.append(f"| {status} | {len(runs)} | {', '.join(commits)} | {', '.join(runs['run_id'])} |")
+    notes = tables.not_counted(suite)
+    lines += ["", *(["Not counted:", "", *(f"- {note}" for note in notes), ""] if notes else [])]
+    lines += ["## Tables", ""]
+    for table in made:
+        kinds = ", ".join(f"[{end}]({table.name}.{end})" for end in ("md", "csv", "tex"))
+        cells = f", [one row per seed]({table.name}_cells.csv)" if table.per_seed is not None else ""
+        lines.append(f"- {table.title}: {kinds}{cells}: {table.summary}")
+    lines += ["", "## Figures", ""]
+    for path in figures:
+        link = Path(os.path.relpath(path, folder)).as_posix()
+        lines += [f"![{path.stem.replace('__', ', ').replace('_', ' ')}]({link})", ""]
+    return "\n".join(lines).rstrip() + "\n"

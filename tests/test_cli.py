@@ -212,11 +212,11 @@ def test_sweep_script():
         command = [sys.executable, str(PROJECT / "scripts" / "sweep.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
-    end = dry("leap_verify_table4_embedded", "--dry-run", "--", "device=cpu")
+    end = dry("calibrate_embedded", "--dry-run", "--", "device=cpu")
     assert end.returncode == 0
     first, second = end.stdout.splitlines()
-    assert first.startswith("python train.py -m suite=leap_verify_embedded ") and first.endswith(" device=cpu")
-    assert "suite=leap_verify_embedded_lr5e-5" in second
-    end = dry("leap_verify_tabel1")
+    assert first.startswith("python train.py -m suite=calibrate_embedded ") and first.endswith(" device=cpu")
+    assert "suite=calibrate_embedded_lr5e-5" in second
+    end = dry("leap_verify_embeded")
     assert end.returncode == 2
-    assert end.stderr == "sweep leap_verify_tabel1 does not exist; did you mean leap_verify_table1?\n"
+    assert end.stderr == "sweep leap_verify_embeded does not exist; did you mean leap_verify_embedded?\n"

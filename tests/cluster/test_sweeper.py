@@ -4,7 +4,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +13,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from leapbench.cli import SweepError
-from leapbench.cluster.sweep import commands
+from leapbench.cluster.sweep import commands, specification
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import PROJECT, SUMMARY
@@ -272,7 +271,7 @@ def test_experiments_compose(sweeper, known_rates, path):
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((PROJECT / "sweeps").glob("*.yaml"))}
+    return {path.stem: specification(path.stem) for path in sorted((PROJECT / "sweeps").glob("*.yaml"))}
 
 
 def axes_of(spec: dict[str, Any], own: dict[str, Any]) -> dict[str, list[str]]:
@@ -345,16 +344,17 @@ def test_every_tuned_row_is_tuned():
 
 def test_sweep_files_have_the_same_keys():
     for spec in specs().values():
-        assert {"title", "published", "table", "suite"} <= set(spec) | {"suite" for own in spec.get("commands", [])}
-        assert set(spec) <= {"title", "published", "table", "overrides", "axes", "suite", "commands"}
+        assert {"title", "published", "tables", "suite"} <= set(spec) | {"suite" for own in spec.get("commands", [])}
+        assert set(spec) <= {"title", "published", "tables", "overrides", "axes", "suite", "commands"}
         assert all(set(own) <= {"suite", "overrides", "axes"} for own in spec.get("commands", []))
         assert all("seed" in axes_of(spec, own) for own in spec.get("commands", [{}]))
 
 
-def test_tables_of_one_scale_share_their_runs():
-    for scale in ("", "_embedded"):
-        specs = [yaml.safe_load(p.read_text()) for p in (PROJECT / "sweeps").glob(f"leap_verify_*{scale}.yaml")]
-        specs = [s for s in specs if s["suite"] == f"leap_verify{scale}"]
-        assert len(specs) == 7
-        assert all(spec["axes"] == specs[0]["axes"] for spec in specs)
-        assert len({tuple(o for o in spec["overrides"] if "experiment" not in o) for spec in specs}) == 1
+def test_a_twin_says_only_what_is_different():
+    paper, twin = specs()["leap_verify"], specs()["leap_verify_embedded"]
+    assert twin["tables"] == paper["tables"] and twin["overrides"] == paper["overrides"]
+    assert twin["axes"] == {key: values for key, values in paper["axes"].items() if key != "protocol"} | {
+        "seed": "42-44"
+    }
+    slow = specs()["leap_verify_embedded_lr5e-5"]
+    assert (slow["axes"], slow["overrides"]) == (twin["axes"], [])

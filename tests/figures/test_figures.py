@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
-import pytest
 
 from leapbench import tables
 from leapbench.figures import write_figures
-from leapbench.figures.style import PREDICTOR_STYLE, predictor_style
+from leapbench.figures.style import PREDICTOR_STYLE, SPARE_STYLES, predictor_styles
 from leapbench.names import PROJECT
+from leapbench.prediction.predictor import names
 from leapbench.records.read import load_suite
 from leapbench.tables.acceptance import score
 
@@ -51,6 +51,10 @@ def test_a_suite_without_completed_runs_has_no_figures(tmp_path):
     assert draw(tmp_path / "s", tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("name", [*PREDICTOR_STYLE, "something_new"])
-def test_every_predictor_has_one_colour(name):
-    assert predictor_style(name) == predictor_style(name)
+def test_no_two_methods_of_a_figure_share_a_colour():
+    others = [f"new_{number}" for number in range(len(SPARE_STYLES))]
+    styles = predictor_styles([*names(), *others])
+    assert len({colour for colour, _ in styles.values()}) == len(styles) == len(names()) + len(others)
+    assert all(styles[name] == PREDICTOR_STYLE[name] for name in names())
+    more = predictor_styles([*others, "one_more"])  # then colours come again, with other markers
+    assert len(set(more.values())) == len(more)

@@ -23,10 +23,6 @@ def test_coefficient_of_variation_by_hand():
     assert np.isnan(stats.coefficient_of_variation([7]))
 
 
-def test_geometric_mean_by_hand():
-    assert stats.geometric_mean([1, 100, np.nan]) == pytest.approx(10)
-
-
 def test_interval_of_one_seed_is_absent_and_of_equal_seeds_a_point():
     low, high = stats.intervals([[3.0]])
     assert np.isnan(low[0]) and np.isnan(high[0])

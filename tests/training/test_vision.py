@@ -92,7 +92,7 @@ def test_a_score_is_the_loss_and_the_share_of_right_answers(fcn):
     assert score.accuracy == float(
         (logits.argmax(1) == images["labels"]).float().mean().double().mul(300).round() / 300
     )
-    assert score.loss == fcn.validation_loss(fcn.model)
+    assert score.loss == fcn.score(fcn.model, "validation").loss
     assert fcn.score(fcn.model, "verification").loss == fcn.verification_loss(fcn.model) != score.loss
 
 
@@ -100,7 +100,7 @@ def test_texts_have_no_accuracy(tiny):
     workload = Workload(tiny(), CPU)
     score = workload.score(workload.model, "validation")
     assert score.accuracy is None
-    assert score.loss == workload.validation_loss(workload.model)
+    assert score.loss == workload.score(workload.model, "validation").loss
 
 
 @pytest.mark.parametrize("kind", ["images", "texts"])
@@ -211,11 +211,11 @@ def test_without_batch_norm_nothing_is_recomputed(monkeypatch):
 def test_buffers_make_the_round_trip_of_a_checkpoint():
     workload = Workload(config_of("digits_fcn"), CPU)
     saved = {name: value.clone() for name, value in workload.buffers().items()}
-    loss = workload.validation_loss(workload.model)
+    loss = workload.score(workload.model, "validation").loss
     workload.loss(workload.forward, workload.train_batch(0))
-    assert workload.validation_loss(workload.model) != loss
+    assert workload.score(workload.model, "validation").loss != loss
     workload.load_buffers(saved)
-    assert workload.validation_loss(workload.model) == loss
+    assert workload.score(workload.model, "validation").loss == loss
 
 
 # ---- the small networks learn ----------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def commands(name: str, extra: list[str], folder: Path = PROJECT / "sweeps") -> 
 
     A file holds `title`, `published` (where the paper prints the tables), `tables` (ours that it feeds), `suite`,
     `overrides` and `axes`. With `commands`, each entry is a command line of its own: its overrides are added to the
-    file's, its axes and its suite replace the file's. `like: OTHER` takes what is not said from another file.
+    file's, its axes and its suite replace the file's. `like: OTHER` takes what is not said from another file; an axis
+    of that file that is null here goes.
 
     Raises:
         LookupError: for an unknown name; the message is one line.
@@ -61,8 +62,9 @@ def specification(name: str, folder: Path = PROJECT / "sweeps") -> dict[str, Any
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
         raise LookupError(f"sweep {name} does not exist; {hint}")
     spec = yaml.safe_load((folder / f"{name}.yaml").read_text())
-    like = spec.pop("like", None)
-    return specification(like, folder) | spec if like else spec
+    base = specification(spec.pop("like"), folder) if "like" in spec else {}
+    axes = base.get("axes", {}) | spec.get("axes", {})
+    return base | spec | {"axes": {key: values for key, values in axes.items() if values is not None}}
 
 
 def _command(spec: dict[str, Any], own: dict[str, Any], extra: list[str]) -> list[str]:

@@ -21,12 +21,21 @@ def build(spec: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         ConfigError: there is no such class or function, or it refuses these settings.
     """
     settings = {name: value for name, value in spec.items() if name != TARGET}
-    module, _, name = str(spec.get(TARGET)).rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}: {TARGET}={spec.get(TARGET)} cannot be imported ({error})") from None
+    made = target_of(spec, key)
     try:
         return made(*args, **kwargs, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {' '.join(str(error).split())}") from None
+
+
+def target_of(spec: Mapping[str, Any], key: str) -> Any:
+    """What `spec[_target_]` names.
+
+    Raises:
+        ConfigError: there is no such class or function.
+    """
+    module, _, name = str(spec.get(TARGET)).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}: {TARGET}={spec.get(TARGET)} cannot be imported ({error})") from None

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from leapbench.figures.style import LAP_COLOUR, grid, predictor_style
-from leapbench.names import BASELINE, VALIDATION, VERIFICATION
+from leapbench.figures.style import LAP_COLOUR, SPARE_STYLES, grid, predictor_styles
+from leapbench.names import BASELINE, PERSISTENCE, VALIDATION, VERIFICATION
 from leapbench.tables.leaping import OVERHEAD
 
 TITLES = {
@@ -99,14 +99,17 @@ def loss_curves(curves: pd.DataFrame, rows: pd.DataFrame, reference: str | None,
     figure, axes = grid(1, len(panels), 3.4, 3.8)
     top = seen.groupby("run_id")["loss_nats"].first().median()
     for ax, (title, chosen) in zip(axes[0], panels, strict=True):
-        for i, row in enumerate(dict.fromkeys([*chosen, *([reference] if reference else [])])):
+        drawn = dict.fromkeys([*chosen, *([reference] if reference else [])])
+        predictor_of = {row: rows.loc[rows["row"] == row, "predictor"].iloc[0] for row in drawn if row != reference}
+        styles = predictor_styles(name for name in predictor_of.values() if name != BASELINE)
+        for i, row in enumerate(drawn):
             x, y = mean_curve(seen[seen["row"] == row])
             if row == reference:
                 ax.plot(x, y, color="#000000", lw=2.2, zorder=2, label=f"{row}, the tuned baseline")
                 continue
-            own = rows.loc[rows["row"] == row, "predictor"].iloc[0]
-            colour, _ = (f"C{i}", "") if own == BASELINE else predictor_style(own)
-            dashed = own in (BASELINE, "persistence")
+            own = predictor_of[row]
+            colour, _ = SPARE_STYLES[i % len(SPARE_STYLES)] if own == BASELINE else styles[own]
+            dashed = own in (BASELINE, PERSISTENCE)
             ax.plot(x, y, color=colour, lw=1.3, ls="--" if dashed else "-", zorder=3, label=row)
         ax.set_title(title)
         ax.set_xlabel("charged time [training steps]")
@@ -185,8 +188,8 @@ def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     dashes = ("-", "--", ":", "-.")
     first = rows.drop_duplicates("row")
     number = first.groupby("predictor", sort=False).cumcount()
-    styles = {}
+    styles, looks = {}, predictor_styles(first["predictor"])
     for row, predictor, i in zip(first["row"], first["predictor"], number, strict=True):
-        colour, marker = predictor_style(predictor)
+        colour, marker = looks[predictor]
         styles[row] = {"color": colour, "marker": marker, "ls": dashes[i % len(dashes)]}
     return styles

@@ -14,7 +14,7 @@ from leapbench.figures.style import (
     mark_at_top,
     plain_log,
     predictor_legend,
-    predictor_style,
+    predictor_styles,
     predictors_of,
     protocols_of,
     with_interval,
@@ -35,7 +35,7 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
         return None
     protocols, horizons, predictors = protocols_of(frame), sorted(frame["K"].unique()), predictors_of(frame)
     figure, axes = grid(len(protocols), len(REGIMES), 2.9, 2.3)
-    shift = 0.5 / max(1, len(predictors) - 1)
+    shift, styles = 0.5 / max(1, len(predictors) - 1), predictor_styles(predictors)
     cited: list[Line2D] = []
     for row, protocol in zip(axes, protocols, strict=True):
         for ax, regime in zip(row, REGIMES, strict=True):
@@ -43,7 +43,7 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
             for i, predictor in enumerate(predictors):
                 cells = panel[panel["predictor"] == predictor].sort_values("K")
                 x = np.array([horizons.index(K) for K in cells["K"]]) + (i - (len(predictors) - 1) / 2) * shift
-                colour, marker = predictor_style(predictor)
+                colour, marker = styles[predictor]
                 with_interval(ax, x, cells, colour, marker, "--" if predictor == "persistence" else "-")
                 known = cells["published_mean"].notna().to_numpy()
                 if known.any():
@@ -115,14 +115,14 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
     protocols, predictors, horizons = protocols_of(rows), predictors_of(rows), sorted(rows["K"].unique())
     # The code's momentum is farther off by orders of magnitude: an axis for each protocol keeps the others readable.
     figure, axes = grid(1, len(protocols), 3.5, 3.6, sharey=False)
-    shift = 0.4 / max(1, len(predictors) - 1)
+    shift, styles = 0.4 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         plain_log(ax)
         for i, predictor in enumerate(predictors):
             own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
             quartiles = own.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
             x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
-            colour, marker = predictor_style(predictor)
+            colour, marker = styles[predictor]
             if predictor == "persistence":
                 ax.axhline(1, color=colour, ls="--", lw=1.2)
                 continue

@@ -22,18 +22,21 @@ from matplotlib.ticker import LogFormatter
 from leapbench.tables.acceptance import in_order
 
 DPI = 150
+# Each predictor's own; no two share a colour.
 PREDICTOR_STYLE = {
     "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"),
-    "momentum_decay": ("#882255", "v"),
-    "trend": ("#009E73", "D"), "average": ("#E69F00", "P"), "persistence": ("#000000", "_"),
-    "dmd": ("#332288", "*"), "pdt": ("#009E73", "X"), "masked_linear": ("#56B4E9", "p"),
-    "random_accelerated": ("#999933", "h"), "pdt_nonselective": ("#882255", "<"), "pdt_random_mask": ("#DDCC77", ">"),
-    "pdt_shuffled": ("#44AA99", "d"), "pdt_linear": ("#AA4499", "H"),
+    "momentum_decay": ("#882255", "v"), "trend": ("#009E73", "D"), "average": ("#E69F00", "P"),
+    "persistence": ("#000000", "_"), "dmd": ("#332288", "*"), "pdt": ("#117733", "X"),
+    "masked_linear": ("#56B4E9", "p"), "random_accelerated": ("#999933", "h"), "pdt_nonselective": ("#8C564B", "<"),
+    "pdt_random_mask": ("#DDCC77", ">"), "pdt_shuffled": ("#44AA99", "d"), "pdt_linear": ("#AA4499", "H"),
 }  # fmt: skip
 LAP_COLOUR = {
     "snapshot": "#56B4E9", "regime": "#999933", "predict": "#0072B2", "verify": "#E69F00", "adopt": "#D55E00",
 }  # fmt: skip
-SPARE_STYLES = [("#56B4E9", "X"), ("#44AA99", "p"), ("#999933", "h"), ("#332288", "*"), ("#DDCC77", "<")]
+SPARE_STYLES = [
+    ("#6A3D9A", "X"), ("#B15928", "p"), ("#1B9E9E", "h"), ("#E7298A", "*"), ("#66A61E", "<"), ("#A6761D", ">"),
+    ("#7570B3", "d"), ("#FB6A4A", "H"), ("#4D4D4D", "s"), ("#8DA0CB", "o"),
+]  # fmt: skip
 PROTOCOL_STYLE = {
     "exact": ("#0072B2", "o"), "paper": ("#E69F00", "s"), "code": ("#D55E00", "^"), "code_float32": ("#009E73", "D"),
 }  # fmt: skip
@@ -65,9 +68,18 @@ def predictors_of(frame: pd.DataFrame) -> list[str]:
     return list(in_order(frame[["predictor"]].drop_duplicates(), ["predictor"])["predictor"])
 
 
-def predictor_style(name: str) -> tuple[str, str]:
-    """(colour, marker) of a predictor; one without its own gets a spare that depends on its name only."""
-    return PREDICTOR_STYLE.get(name) or SPARE_STYLES[sum(name.encode()) % len(SPARE_STYLES)]
+def predictor_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """(colour, marker) of every predictor of a figure: its own, or a spare that no other one in it has.
+
+    With more predictors than spares, colours come again with other markers.
+    """
+    chosen = list(dict.fromkeys(names))
+    styles = {name: PREDICTOR_STYLE[name] for name in chosen if name in PREDICTOR_STYLE}
+    markers = [marker for _, marker in SPARE_STYLES]
+    for i, name in enumerate(name for name in chosen if name not in styles):
+        turn, place = divmod(i, len(SPARE_STYLES))
+        styles[name] = SPARE_STYLES[place][0], markers[(place + turn) % len(markers)]
+    return {name: styles[name] for name in chosen}
 
 
 def with_interval(ax: Axes, x: np.ndarray, cells: pd.DataFrame, colour: str, marker: str, line: str) -> None:
@@ -87,8 +99,7 @@ def mark_at_top(ax: Axes, x: Iterable[float], colour: str) -> None:
 def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) -> None:
     """One legend for all panels, below them."""
     handles = []
-    for name in predictors:
-        colour, marker = predictor_style(name)
+    for name, (colour, marker) in predictor_styles(predictors).items():
         flat = name == "persistence"
         handles.append(
             Line2D([], [], color=colour, marker=None if flat else marker, ms=5, ls="--" if flat else "-", label=name)

@@ -17,7 +17,7 @@ from leapbench.figures.style import (
     grid,
     mark_at_top,
     predictor_legend,
-    predictor_style,
+    predictor_styles,
     predictors_of,
     protocols_of,
 )
@@ -112,14 +112,14 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
         rows[rows["predictor"] != "persistence"].groupby(["protocol", "predictor", "fraction"])["change"].median().abs()
     )
     wide = medians.max() > 30 * medians.median()
-    shift = 0.1 / max(1, len(predictors) - 1)
+    shift, styles = 0.1 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         if wide:
             ax.set_yscale("symlog", linthresh=2 * medians.median())
         for i, predictor in enumerate(predictors):
             own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
             quartiles = own.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
-            colour, marker = predictor_style(predictor)
+            colour, marker = styles[predictor]
             if predictor == "persistence":
                 ax.axhline(0, color=colour, ls="--", lw=1.2)
                 continue

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from leapbench.names import BASELINE, CONTROLS, PROJECT, RuleName, Status
+from leapbench.config.build import target_of
+from leapbench.config.errors import ConfigError
+from leapbench.names import AVERAGE, BASELINE, PERSISTENCE, PROJECT, RuleName, Status
 from leapbench.records.read import Suite
 from leapbench.records.settings import differing, flatten
 from leapbench.tables.acceptance import FIRST_PREDICTORS
@@ -18,10 +20,6 @@ from leapbench.tables.acceptance import FIRST_PREDICTORS
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
 ROW = [*WORKLOAD, "row"]
 KINDS = ("baseline", "control", "method")
-CONTROL_PREDICTORS = (
-    *CONTROLS[::-1], "masked_linear", "random_accelerated", "pdt_nonselective", "pdt_random_mask", "pdt_shuffled",
-    "pdt_linear",
-)  # fmt: skip
 LR_FROM = ("tuned", "published", "given")
 REFERENCES = ("tuned", "schedule", "published")
 # What both papers train with.
@@ -61,8 +59,8 @@ def _facts(science: dict[str, Any]) -> dict[str, Any]:
     """What a row shows of its config; a baseline reads no rule, no gate and no K."""
     predictor = "+".join(science.get("predictors") or {}) or BASELINE
     leap = {} if predictor == BASELINE else science["leap"]
-    kind = "baseline" if predictor == BASELINE else "control" if predictor in CONTROL_PREDICTORS else "method"
     spec = (science["predictors"] or {}).get(predictor) or {}
+    kind = "baseline" if predictor == BASELINE else "control" if is_control(spec) else "method"
     horizons = science.get("K") if leap else None
     options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "_target_")
     return {
@@ -71,6 +69,14 @@ def _facts(science: dict[str, Any]) -> dict[str, Any]:
         "K": horizons[0] if isinstance(horizons, list) else horizons, "gate": leap.get("gate", ""),
         "advance": leap.get("advance"), "eval_every": science["eval"]["every"],
     }  # fmt: skip
+
+
+def is_control(spec: Mapping[str, Any]) -> bool:
+    """Whether the predictor of a specification says that it is a control; one that is not here to be asked is none."""
+    try:
+        return bool(getattr(target_of(spec, "predictor"), "control", False))
+    except ConfigError:
+        return False
 
 
 def _labels(table: pd.DataFrame, flat: dict[str, dict[str, str]]) -> pd.Series:
@@ -104,7 +110,7 @@ def _labels(table: pd.DataFrame, flat: dict[str, dict[str, str]]) -> pd.Series:
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     """Baselines, controls, methods; within them predictors, rules and settings in the order of the other tables."""
-    predictors = [*CONTROL_PREDICTORS, *FIRST_PREDICTORS]
+    predictors = [PERSISTENCE, AVERAGE, *FIRST_PREDICTORS]
     predictors += sorted(set(table["predictor"]) - set(predictors))
     ranks = {"kind": KINDS, "predictor": predictors, "rule": ("", *RuleName), "lr_from": LR_FROM}
     columns = [*WORKLOAD, "kind", "predictor", "rule", "lr_from", "schedule", "K", "row", "seed"]
@@ -216,7 +222,7 @@ def _command(suite: Suite, group: pd.DataFrame, how: str) -> str:
     )
     for path in sorted((PROJECT / "sweeps").glob("*.yaml")):
         sweep = yaml.safe_load(path.read_text())
-        if sweep.get("suite") == suite.name and "time_to_baseline" in sweep.get("table", []):
+        if sweep.get("suite") == suite.name and "time_to_baseline" in sweep.get("tables", []):
             return f"make sweep NAME={path.stem} runs it, or {command}"
     return f"{command} runs it"
 

@@ -34,12 +34,6 @@ def coefficient_of_variation(values: ArrayLike) -> float:
     return 100 * std(values) / centre if centre else float("nan")
 
 
-def geometric_mean(values: ArrayLike) -> float:
-    """Geometric mean of positive values, NaN left out; NaN where there is none."""
-    kept = _kept(values)
-    return float(np.exp(np.log(kept).mean())) if kept.size else float("nan")
-
-
 def intervals(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Floats, Floats]:
     """95 % bootstrap interval of the mean of each row.
 

@@ -103,10 +103,6 @@ class Workload:
         """Loss on the verification batches, nats."""
         return self._score(forward, self.verification).loss
 
-    def validation_loss(self, forward: Forward) -> float:
-        """Loss on the validation batches, nats."""
-        return self._score(forward, self.validation).loss
-
     def score(self, forward: Forward, split: str) -> Score:
         """Loss and accuracy on the fixed batches of `verification` or `validation`."""
         return self._score(forward, {VERIFICATION: self.verification, VALIDATION: self.validation}[split])

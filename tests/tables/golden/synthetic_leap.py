@@ -10,6 +10,11 @@ import yaml
 STEP_S = 0.1
 
 
+def target_of(predictor: str) -> str:
+    """Where a predictor's class is."""
+    return f"leapbench.predictors.{predictor}.{''.join(map(str.capitalize, predictor.split('_')))}"
+
+
 def write_leap_run(
     suite: Path,
     seed: int = 0,
@@ -59,7 +64,7 @@ def write_leap_run(
         "protocols": {"exact": {"inclusive": False}},
     }  # fmt: skip
     if predictor:
-        science["predictors"] = {predictor: {"_target_": f"leapbench.predictors.{predictor}"}}
+        science["predictors"] = {predictor: {"_target_": target_of(predictor)}}
         science["K"] = [K]
         science["leap"] = {"gate": "any", "rule": rule, "advance": True, "follow": [50, 100, 200]}
     for key, value in (extra or {}).items():

@@ -46,6 +46,8 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
     print(f"{name}: {len(suite.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     for note in tables.not_counted(suite):
         print(f"  not counted: {note}")
+    for note in tables.without_target(suite):
+        print(f"  no time_to_baseline: {note}")
     folder = args.out / "tables" / name
     made = tables.build(suite, published, args.only)
     written = [path for table in made for path in tables.write(table, suite, folder)]

@@ -231,13 +231,15 @@ def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, 
     args = ["--results", str(tmp_path / "raw"), "--out", str(tmp_path)]
     assert run_script(monkeypatch, "aggregate", *args) == 0
     said = capsys.readouterr().out
-    line = next(line for line in said.splitlines() if "No tuned baseline" in line)
+    line = next(line for line in said.splitlines() if "no time_to_baseline: No tuned baseline" in line)
     assert "fcn_small, digits, 200 steps of 48 has not been run to its end without a predictor" in line
     assert (
         "python train.py -m suite=s mode=leap predictor=none model=fcn_small dataset=digits optimizer=sgd "
         "schedule=constant,cosine,wsd optimizer.lr=tuned train.steps=200 train.interval=50 train.batch_size=48 "
         "eval.every=50 seed=0,1 runs it"
     ) in line
+    assert not (tmp_path / "tables/s/time_to_baseline.csv").exists()
+    assert run_script(monkeypatch, "aggregate", *args, "--only", "time_to_baseline") == 0
     frame = pd.read_csv(tmp_path / "tables/s/time_to_baseline.csv")
     assert frame["n_seeds"].eq(0).all() and frame["best_validation_nats"].eq(0.8).all()
     assert "missing" in (tmp_path / "tables/s/time_to_baseline.md").read_text()
@@ -413,14 +415,17 @@ def test_a_cascade_is_one_leap(tmp_path):
 
 def test_tables_follow_what_the_suite_holds(tmp_path, published):
     write_run(tmp_path / "observed", 0, K=(50,), steps=400)
-    write_leap_run(tmp_path / "leapt", **BASE)
     write_run(tmp_path / "mixed", 0, K=(50,), steps=400)
-    write_leap_run(tmp_path / "mixed", **BASE)
+    for folder in ("leapt", "mixed"):
+        write_leap_run(tmp_path / folder, **BASE)
+        write_leap_run(tmp_path / folder, predictor="linear", **FASTER, leaps=(50,))
+    write_leap_run(tmp_path / "plain", **BASE)
     names = {
         folder: {table.name for table in tables.build(load_suite(tmp_path / folder), published)}
-        for folder in ("observed", "leapt", "mixed")
+        for folder in ("observed", "leapt", "mixed", "plain")
     }
     assert names["leapt"] == set(tables.LEAPT)
+    assert names["plain"] == {"time_to_baseline"}  # no leap, so nothing of leaps
     assert not names["observed"] & set(tables.LEAPT) and "acceptance_strict" in names["observed"]
     assert names["mixed"] == names["observed"] | names["leapt"]
 
@@ -440,11 +445,12 @@ def test_no_suite_is_too_small(tmp_path, published, statuses):
     for seed, status in enumerate(statuses):
         write_leap_run(tmp_path / "s", seed, "linear", **FASTER, status=status)
     suite = load_suite(tmp_path / "s")
-    found = tables.build(suite, published)
-    for table in found:
+    assert tables.build(suite, published) == []  # nothing was proposed, and there is nothing to compare with
+    assert tables.without_target(suite)
+    for name in tables.LEAPT:
+        (table,) = tables.build(suite, published, name)
         tables.write(table, suite, tmp_path / "out")
         tables.console(table, compact=True)
-    assert [table.name for table in found] == list(tables.LEAPT)
     assert len(leaps_of(suite).rows) == 1
 
 

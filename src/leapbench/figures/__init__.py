@@ -18,7 +18,7 @@ from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.names import JUDGED, PROJECT, Status
 from leapbench.records.read import TRAINING, Suite, load_suite
-from leapbench.tables import Published, Table, build, load_published
+from leapbench.tables import LEAPT, Published, Table, build, load_published
 from leapbench.tables.acceptance import score
 from leapbench.tables.methods import WORKLOAD, of_workload, workload_name
 from leapbench.tables.render import section_name
@@ -68,7 +68,7 @@ def write_figures(
 def _leapt(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """The figures of the runs of mode=leap; of a single run those that need no baseline."""
     part = suite.part("leap")
-    if not part.configs or "time_to_baseline" not in frames:
+    if not part.configs:
         return []
     leaps = leaps_of(part)
     done = leaps.runs[leaps.runs["status"] == Status.completed]
@@ -79,15 +79,17 @@ def _leapt(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[
     for workload in done[WORKLOAD].drop_duplicates().to_dict("records"):
         name = workload_name(workload)
         reference = next(iter(of_workload(references, workload)["row"]), None)
+        own = {table: of_workload(frame, workload) for table, frame in frames.items() if table in LEAPT}
         with plt.rc_context(STYLE):
-            drawn = {
-                "time_to_baseline": time_to_baseline(of_workload(frames["time_to_baseline"], workload), name),
-                "loss_curves": loss_curves(
-                    of_workload(curves, workload), of_workload(leaps.rows, workload), reference, name
-                ),
-                "overhead": overhead(of_workload(frames["leap_overhead"], workload), name),
-                "after_leap": after_leap(of_workload(frames["after_leap"], workload), name),
-            }
+            drawn = {"loss_curves": loss_curves(
+                of_workload(curves, workload), of_workload(leaps.rows, workload), reference, name
+            )}  # fmt: skip
+            for stem, table, figure in (
+                ("time_to_baseline", "time_to_baseline", time_to_baseline), ("overhead", "leap_overhead", overhead),
+                ("after_leap", "after_leap", after_leap),
+            ):  # fmt: skip
+                if table in own:
+                    drawn[stem] = figure(own[table], name)
             paths += _saved(drawn, name, folder)
     return paths
 

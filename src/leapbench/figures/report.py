@@ -11,6 +11,12 @@ from leapbench.records.read import Suite, load_suite
 from leapbench.tables import Published, Table
 from leapbench.tables.acceptance import score
 
+RUNS = "runs.csv"
+RUN_COLUMNS = [
+    "run_id", "status", "mode", "model", "dataset", "optimizer", "schedule", "lr", "predictor", "seed", "steps",
+    "interval", "git_commit", "git_dirty", "reason",
+]  # fmt: skip
+
 
 def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Table], list[Path], Path]:
     """Make everything anew from the run folders of a suite.
@@ -26,11 +32,12 @@ def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Ta
     suite = load_suite(folder)
     made = tables.build(suite, published)
     place = out / "tables" / suite.name
+    place.mkdir(parents=True, exist_ok=True)
     for table in made:
         tables.write(table, suite, place)
     figures = write_figures(suite, score(suite), made, published, out / "figures" / suite.name)
+    suite.runs[RUN_COLUMNS].to_csv(place / RUNS, index=False, float_format="%.6g", lineterminator="\n")
     page = place / "README.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report(suite, made, figures, place), encoding="utf-8")
     return made, figures, page
 
@@ -43,18 +50,17 @@ def report(suite: Suite, made: list[Table], figures: list[Path], folder: Path) -
         "Written by `scripts/report.py`; every number comes from the run folders.",
         "",
     ]
-    lines += ["## Runs", "", "| status | runs | git commit | run ids |", "|:--|--:|:--|:--|"]
+    lines += ["## Runs", "", f"One line each: [{RUNS}]({RUNS}).", "", "| status | runs | git commit |", "|:--|--:|:--|"]
     for status, runs in suite.runs.groupby("status"):
         known = zip(runs["git_commit"], runs["git_dirty"], strict=True)
         commits = sorted({f"{commit[:12]}{' + changes' if dirty else ''}" for commit, dirty in known})
-        lines.append(f"| {status} | {len(runs)} | {', '.join(commits)} | {', '.join(runs['run_id'])} |")
+        lines.append(f"| {status} | {len(runs)} | {', '.join(commits)} |")
     notes = tables.not_counted(suite)
     lines += ["", *(["Not counted:", "", *(f"- {note}" for note in notes), ""] if notes else [])]
-    lines += ["## Tables", ""]
+    lines += ["## Tables", "", "`make tables` also writes LaTeX, and a csv with a row per seed where there is one.", ""]
     for table in made:
-        kinds = ", ".join(f"[{end}]({table.name}.{end})" for end in ("md", "csv", "tex"))
-        cells = f", [one row per seed]({table.name}_cells.csv)" if table.per_seed is not None else ""
-        lines.append(f"- {table.title}: {kinds}{cells}: {table.summary}")
+        kinds = ", ".join(f"[{end}]({table.name}.{end})" for end in ("md", "csv"))
+        lines.append(f"- {table.title}: {kinds}: {table.summary}")
     lines += ["", "## Figures", ""]
     for path in figures:
         link = Path(os.path.relpath(path, folder)).as_posix()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.names import JUDGED
+from leapbench.names import JUDGED, LEAPS
 from leapbench.records.read import Suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
@@ -18,7 +18,18 @@ from leapbench.tables.observe import acceptance, consistency, protocols, regime_
 from leapbench.tables.render import console, latex, markdown, sections
 from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
 
-__all__ = ["TABLES", "Published", "Table", "build", "console", "load_published", "not_counted", "write", "write_csv"]
+__all__ = [
+    "TABLES",
+    "Published",
+    "Table",
+    "build",
+    "console",
+    "load_published",
+    "not_counted",
+    "without_target",
+    "write",
+    "write_csv",
+]
 
 OBSERVED = (
     "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "momentum_catastrophe",
@@ -29,7 +40,7 @@ TABLES = (*OBSERVED, *LEAPT)
 
 
 def build(suite: Suite, published: Published, only: str | None = None) -> list[Table]:
-    """The tables of a suite in the order of TABLES, without those that its configs ask nothing of, or `only` one.
+    """The tables of a suite in the order of TABLES, without those that it has nothing for, or `only` one.
 
     Raises:
         RecordError: `only` names no table, or a record cannot be used.
@@ -40,7 +51,7 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     wanted = (
         [only] if only else [*(name for name in OBSERVED if _asked(observed, name)), *(LEAPT if leapt.configs else ())]
     )
-    return _observed(observed, published, wanted) + _leapt(leapt, published, wanted)
+    return _observed(observed, published, wanted) + _leapt(leapt, published, wanted, keep_empty=only is not None)
 
 
 def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Table]:
@@ -68,8 +79,8 @@ def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Tab
     ]
 
 
-def _leapt(suite: Suite, published: Published, wanted: list[str]) -> list[Table]:
-    """Those of `wanted` that mode=leap fills."""
+def _leapt(suite: Suite, published: Published, wanted: list[str], keep_empty: bool) -> list[Table]:
+    """Those of `wanted` that mode=leap fills; without proposals, leaps or targets some have nothing to show."""
     wanted = [name for name in wanted if name in LEAPT]
     if not wanted:
         return []
@@ -79,7 +90,22 @@ def _leapt(suite: Suite, published: Published, wanted: list[str]) -> list[Table]
         "leap_overhead": lambda: leap_overhead(leaps),
         "after_leap": lambda: after_leap(leaps),
     }
-    return [makers[name]() for name in wanted]
+    proposals = suite.records[LEAPS]
+    shown = {
+        "time_to_baseline": len(leaps.references.frame) > 0,
+        "leap_overhead": len(proposals) > 0,
+        "after_leap": bool(proposals["adopted"].any()) and len(leaps.references.frame) > 0,
+    }
+    return [makers[name]() for name in wanted if shown[name] or keep_empty]
+
+
+def without_target(suite: Suite) -> list[str]:
+    """For a suite of mode=leap in which no run has a baseline: why there is none, and what runs it."""
+    part = suite.part("leap")
+    references = leaps_of(part).references if part.configs else None
+    if references is None or len(references.frame):
+        return []
+    return [line for lines in references.remarks.values() for line in lines]
 
 
 def write(table: Table, suite: Suite, folder: Path) -> list[Path]:

@@ -71,6 +71,17 @@ def test_what_an_import_loads(module, unwanted):
     assert set(unwanted.split()) & set(done.stdout.split()) == set()
 
 
+def test_a_run_loads_what_it_uses(tmp_path):
+    """A small convolutional network on digits needs no compiler, no language models and no tables."""
+    words = ["experiment=digits_fcn", "predictor=linear", "K=2", "train.steps=6", "train.interval=2", "progress=false"]
+    words += [f"results_dir={tmp_path}", "schedule.warmup=0", "device=cpu"]
+    code = f"import sys, runpy; sys.argv = ['train.py', *{words}]; runpy.run_path({str(PROJECT / 'train.py')!r}, "
+    code += "run_name='__main__'); print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unwanted = {"torch._dynamo", "transformers", "datasets", "sklearn", "scipy", "pandas", "matplotlib", "submitit"}
+    assert "completed" in done.stdout and unwanted & set(done.stdout.split()) == set()
+
+
 def test_files_stay_short():
     long = {str(path.relative_to(SOURCE)): n for path in FILES if (n := len(path.read_text().splitlines())) > 310}
     assert not long

@@ -172,7 +172,13 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
 def _run(config: RunConfig) -> Any:
     from leapbench.training.run import run
 
-    return run(config)
+    return run(config, _draw)
+
+
+def _draw(folder: Path) -> dict[str, Path]:
+    from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
+
+    return figures_of_run(folder)
 
 
 def _missing(error: MissingConfigException) -> str:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from leapbench import models
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import ModelConfig
 from leapbench.data import hub
+from leapbench.models.causal_lm import build, final_hidden
+from leapbench.models.image_classifier import build_image_classifier
 from leapbench.names import PROJECT
 
 CONF = PROJECT / "conf" / "model"
@@ -37,7 +38,7 @@ def conf(name: str, **config: object) -> ModelConfig:
 
 
 def small(name: str) -> torch.nn.Module:
-    return models.build(conf(name, **SMALL[name]), vocab_size=100, tokens=16, seed=0, init="scratch")
+    return build(conf(name, **SMALL[name]), vocab_size=100, tokens=16, seed=0, init="scratch")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def small(name: str) -> torch.nn.Module:
 )
 def test_published_sizes(name, vocabulary, parameters):
     with torch.device("meta"):
-        model = models.build(conf(name), vocab_size=vocabulary, tokens=64, seed=0, init="scratch")
+        model = build(conf(name), vocab_size=vocabulary, tokens=64, seed=0, init="scratch")
     assert sum(weight.numel() for weight in model.parameters()) == parameters
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
@@ -60,7 +61,7 @@ def test_published_sizes(name, vocabulary, parameters):
     [("fcn_small", 25_538), ("alexnet_small", 104_298), ("resnet_small", 20_130), ("vit_small", 42_490)],
 )
 def test_small_image_classifiers_are_all_trainable(name, parameters):
-    model = models.build_image_classifier(conf(name), 1, 32, 10, seed=0, init="scratch")
+    model = build_image_classifier(conf(name), 1, 32, 10, seed=0, init="scratch")
     assert sum(weight.numel() for weight in model.parameters()) == parameters
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
     assert model.training
@@ -80,7 +81,7 @@ def assert_seed_alone(weights: Callable[[int], torch.Tensor]) -> None:
 @pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small"])
 def test_image_classifiers_depend_on_the_seed_alone(name):
     def weights(seed: int) -> torch.Tensor:
-        model = models.build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")
+        model = build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")
         return torch.cat([weight.flatten() for weight in model.parameters()])
 
     assert_seed_alone(weights)
@@ -88,7 +89,7 @@ def test_image_classifiers_depend_on_the_seed_alone(name):
 
 def test_he_weights_keep_the_size_of_the_signal():
     def spread(he: bool) -> torch.Tensor:
-        model = models.build_image_classifier(conf("alexnet_small", he=he), 1, 32, 10, 0, "scratch").eval()
+        model = build_image_classifier(conf("alexnet_small", he=he), 1, 32, 10, 0, "scratch").eval()
         with torch.no_grad():
             return model(pixel_values=torch.randn(64, 1, 32, 32, generator=torch.manual_seed(0))).logits.std(0).mean()
 
@@ -117,32 +118,32 @@ def test_shrunken_networks_learn(name):
 def test_final_hidden_states_are_what_the_head_sees(name):
     model = small(name).eval()
     ids = torch.arange(16).reshape(1, 16)
-    hidden = models.final_hidden(model, {"input_ids": ids})
+    hidden = final_hidden(model, {"input_ids": ids})
     assert hidden.shape == (1, 16, 16)
     assert torch.allclose(model.lm_head(hidden), model(input_ids=ids).logits)
     masked = {"input_ids": ids.clone(), "attention_mask": (torch.arange(16) < 10).long()[None]}
     masked["input_ids"][:, 10:] = 0
-    assert torch.allclose(models.final_hidden(model, masked)[:, :10], hidden[:, :10], atol=1e-6)
+    assert torch.allclose(final_hidden(model, masked)[:, :10], hidden[:, :10], atol=1e-6)
 
 
 def test_initialisation_depends_on_the_seed_alone():
     cfg = conf("gpt2_nano")
 
     def weights(seed: int) -> torch.Tensor:
-        model = models.build(cfg, vocab_size=256, tokens=64, seed=seed, init="scratch")
+        model = build(cfg, vocab_size=256, tokens=64, seed=seed, init="scratch")
         return torch.cat([weight.flatten() for weight in model.parameters()])
 
     assert_seed_alone(weights)
 
 
 def test_vocabulary_comes_from_the_tokenizer_unless_configured():
-    config = models.build(conf("gpt2_nano"), 300, 64, 0, "scratch").config
+    config = build(conf("gpt2_nano"), 300, 64, 0, "scratch").config
     assert (config.vocab_size, config.bos_token_id, config.eos_token_id) == (300, 299, 299)
-    assert models.build(conf("gpt2_nano", vocab_size=512), 300, 64, 0, "scratch").config.vocab_size == 512
+    assert build(conf("gpt2_nano", vocab_size=512), 300, 64, 0, "scratch").config.vocab_size == 512
 
 
 def test_building_is_silent(capfd):
-    models.build(conf("gpt2_nano"), vocab_size=256, tokens=64, seed=0, init="scratch")
+    build(conf("gpt2_nano"), vocab_size=256, tokens=64, seed=0, init="scratch")
     assert capfd.readouterr() == ("", "")
 
 
@@ -153,7 +154,7 @@ def test_pretrained_weights_from_a_local_folder(tmp_path, capfd):
     cfg = conf("gpt2", **SMALL["gpt2"])
     cfg.pretrained = str(tmp_path)
     state = torch.get_rng_state()
-    model = models.build(cfg, vocab_size=100, tokens=16, seed=0, init="pretrained")
+    model = build(cfg, vocab_size=100, tokens=16, seed=0, init="pretrained")
     assert torch.equal(torch.get_rng_state(), state)
     assert capfd.readouterr() == ("", "")
     assert model.training
@@ -191,5 +192,5 @@ def test_mistakes_are_one_line(change, arguments, message):
 def assert_refused(message: str, cfg: ModelConfig, tokens: int = 16, init: str = "scratch") -> None:
     vocabulary = min(256, cfg.config.get("vocab_size", 256)) if init == "pretrained" else 256
     with pytest.raises(ConfigError, match=message) as caught:
-        models.build(cfg, vocab_size=vocabulary, tokens=tokens, seed=0, init=init)
+        build(cfg, vocab_size=vocabulary, tokens=tokens, seed=0, init=init)
     assert "\n" not in str(caught.value)

@@ -206,9 +206,9 @@ def mean(lab, tmp_path):
 
 def averaged_training(config, workload, steps):
     """The same training in bare PyTorch, one vector at a time: live weights and mean after every step."""
-    from leapbench import models
+    from leapbench.models.causal_lm import build
 
-    model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     moved, total, trail = torch.zeros_like(flat(model)), torch.zeros_like(flat(model)), []
     from leapbench.training.schedule import factor_at

@@ -107,11 +107,11 @@ def test_the_learning_rate_follows_the_position(lab, monkeypatch):
     with captured(monkeypatch) as made:
         run(lab.config(*extra, "suite=again"))
     workload = made[0]
-    from leapbench import models
+    from leapbench.models.causal_lm import build
     from leapbench.training.schedule import factor_at
     from leapbench.training.workload import seed_of
 
-    model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
     factor = factor_at(config.schedule, config.train.steps)
     positions = [p for p in range(24) if p not in (4, 5, 6, 11, 12, 13, 18, 19, 20)]
@@ -210,10 +210,10 @@ def test_pdt_is_the_released_loop(lab, monkeypatch):
     with captured(monkeypatch) as made:
         run(lab.config(*extra, "suite=again"))
     workload = made[0]
-    from leapbench import models
+    from leapbench.models.causal_lm import build
     from leapbench.training.workload import seed_of
 
-    model = models.build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     h, tau, T0 = 5, 3, 5
     H, predicted, shares = [], 0, []

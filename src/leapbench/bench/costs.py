@@ -16,11 +16,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from leapbench import models
 from leapbench.bench.usual import StateDictWay
 from leapbench.config.build import build
 from leapbench.config.choices import Init
 from leapbench.config.groups import ModelConfig
+from leapbench.models.causal_lm import build as build_language_model
 from leapbench.names import PROJECT
 from leapbench.optimizers.adamw import AdamW
 from leapbench.prediction.candidate import candidate_loss, rescaled
@@ -102,7 +102,7 @@ def gpt2_like(parameters: int) -> nn.Module:
     width = next((w for w in (768, 512, 384, 256, 128, 64) if 55 * w * w <= parameters), 32)
     layers = max(1, round((parameters - (vocabulary + positions) * width) / (12 * width * width + 13 * width)))
     config = {"n_embd": width, "n_layer": layers, "n_head": width // 32, "n_positions": positions}
-    return models.build(
+    return build_language_model(
         ModelConfig("gpt2_like", "gpt2", config=config), vocabulary, positions, seed=0, init=Init.scratch
     )
 

@@ -7,6 +7,7 @@ images come from :func:`load_images`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import time
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,16 +24,18 @@ import torch
 from leapbench.config.choices import SequenceLayout, Source
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data import digits, hub, hub_images, stdlib, text_files
 from leapbench.data.corpus import Corpus
-from leapbench.data.images import ImageSplits
 from leapbench.data.tokenize import Tokenizer, batches, identity
 from leapbench.names import SPLITS, TRAIN
 from leapbench.records.files import whole
 from leapbench.records.lock import HeldError, Lock
 
-SOURCES = {Source.stdlib: stdlib, Source.text_files: text_files, Source.hub: hub}
-IMAGE_SOURCES = {Source.digits: digits, Source.hub: hub_images}
+if TYPE_CHECKING:
+    from leapbench.data.images import ImageSplits
+
+# The file of each source, imported when it is asked for: some of them need libraries that take a second to load.
+SOURCES = {Source.stdlib: "stdlib", Source.text_files: "text_files", Source.hub: "hub"}
+IMAGE_SOURCES = {Source.digits: "digits", Source.hub: "hub_images"}
 WAIT_S = 0.5  # seconds between two looks at a cache that another process is making
 VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
 
@@ -90,7 +95,7 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
             f"dataset.source={cfg.source} is read as text, which needs dataset.tokens and dataset.source="
             f"{' or '.join(SOURCES)}"
         )
-    corpus = SOURCES[cfg.source].open_corpus(cfg)
+    corpus = _file(SOURCES[cfg.source]).open_corpus(cfg)
     tokenizer_id, make_tokenizer = identity(cfg)
     parts = (VERSION, cfg.source, corpus.sha256, tokenizer_id, cfg.layout, cfg.tokens, cfg.min_characters,
              cfg.hold_out_last, cfg.text_column)  # fmt: skip
@@ -117,7 +122,11 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     assert image is not None
     if cfg.source not in IMAGE_SOURCES:
         raise ConfigError(f"dataset.source={cfg.source} has no images; use {' or '.join(IMAGE_SOURCES)}")
-    return IMAGE_SOURCES[cfg.source].open_images(cfg, cache_dir)
+    return _file(IMAGE_SOURCES[cfg.source]).open_images(cfg, cache_dir)
+
+
+def _file(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def _turn(folder: Path, cache_dir: Path) -> Lock:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
-import datasets
 import numpy as np
 
 from leapbench.config.errors import ConfigError
@@ -16,10 +16,6 @@ from leapbench.names import SPLITS, VALIDATION, VERIFICATION
 
 HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation
 READERS = {".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
-
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to the hub for every local file opened
-datasets.disable_progress_bars()
-datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,17 @@ def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callabl
     return read
 
 
+@cache
+def library() -> ModuleType:
+    """The `datasets` library, silent; it takes most of a second to load."""
+    import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request to the hub for every local file opened
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets
+
+
 def rows(file: Path, column: str) -> Iterator[str]:
     """The texts in `column` of a .jsonl, .parquet or .arrow file, in order; missing values are skipped.
 
@@ -66,6 +73,7 @@ def rows(file: Path, column: str) -> Iterator[str]:
     """
     if not file.stat().st_size:
         return
+    datasets = library()
     try:
         stream = datasets.load_dataset(READERS[file.suffix], data_files=[str(file)], split="train", streaming=True)
         for table in stream.with_format("arrow").iter(batch_size=1000):

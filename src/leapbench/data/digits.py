@@ -5,7 +5,9 @@ Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998 (its 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +21,32 @@ WHITE = 16  # pixels count the dark dots in a square of 4 x 4
 VALIDATION = 300
 
 
+def bundled() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (1797, 8, 8) uint8 and labels (1797,) int64, as `sklearn.datasets.load_digits` has them.
+
+    Read from scikit-learn's folder without importing it, which takes a second.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError("dataset=digits comes with scikit-learn, which is not installed; pip install scikit-learn")
+    path = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    with gzip.open(path, "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+
 def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     """The digits, dealt to the splits so that each has every class in the same share; the split is always the same.
 
     Raises:
         ConfigError: a key that does not fit these images.
     """
-    from sklearn.datasets import load_digits
-
     image = cfg.image
     assert image is not None
-    data = load_digits()
-    pixels, labels = data.images.astype(np.uint8), data.target.astype(np.int64)
+    pixels, labels = bundled()
     if image.loading != "resident" or image.classes != 10:
         raise ConfigError("dataset.source=digits needs dataset.image.loading=resident and dataset.image.classes=10")
     train = len(labels) - VALIDATION - image.held_out

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from leapbench.config.choices import Loading
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig, ImageConfig
-from leapbench.data.corpus import first_line
+from leapbench.data.corpus import first_line, library
 from leapbench.data.hub import folder_of, shards
 from leapbench.data.images import Images, ImageSplits, Resident, Streamed, stratified
 
@@ -80,7 +79,7 @@ def hash_footers(folder: Path, files: list[Path]) -> str:
 
 def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, np.ndarray]:
     """A function that decodes the image of a row, and the labels (n,) int64."""
-    where = files[0].parent
+    where, datasets = files[0].parent, library()
     try:
         table = datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir / "images")

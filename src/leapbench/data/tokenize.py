@@ -7,21 +7,20 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
-import transformers
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.hub import fetch
 
 END = "<|endoftext|>"
 REMEDY = "dataset=stdlib, or dataset.tokenizer=byte, bpe or <local folder>"
 SMALLEST_BPE = 257  # the 256 bytes and END
 
-transformers.logging.set_verbosity_error()
-
+if TYPE_CHECKING:
+    import tokenizers
+    import transformers
 
 Encode = Callable[[list[str]], Sequence[Sequence[int] | np.ndarray]]
 
@@ -73,6 +72,8 @@ BYTE = Tokenizer(
 
 def _train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` entries; `END` is entry 0."""
+    import tokenizers
+
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -87,6 +88,12 @@ def _train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def _from_hub(name: str) -> tuple[str, Tokenizer]:
     """A published tokenizer by hub name or local folder; documents are joined by its end-of-text token."""
+
+    import transformers
+
+    from leapbench.data.hub import fetch
+
+    transformers.logging.set_verbosity_error()
 
     def load(local_files_only: bool) -> transformers.PreTrainedTokenizerBase:
         return transformers.AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from leapbench.config.choices import Init
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import ModelConfig
-from leapbench.data.hub import fetch
+from leapbench.models.seeded import seeded
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -98,6 +96,8 @@ def _pretrained(cfg: ModelConfig, config: transformers.PretrainedConfig) -> tran
 
 
 def _fetch(cfg: ModelConfig, kind: Any, **arguments: Any) -> Any:
+    from leapbench.data.hub import fetch
+
     name = str(cfg.pretrained)
     return fetch(
         "model.pretrained",
@@ -105,11 +105,3 @@ def _fetch(cfg: ModelConfig, kind: Any, **arguments: Any) -> Any:
         lambda local_files_only: kind.from_pretrained(name, local_files_only=local_files_only, **arguments),
         "model.init=scratch, or model.pretrained=<local folder>",
     )
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's random numbers inside, and put its state back after; other devices' are not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

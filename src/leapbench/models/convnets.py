@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention as Output
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network of `transformers` would return, as far as anybody here looks."""
+
+    logits: Tensor
 
 
 class FCN(nn.Module):

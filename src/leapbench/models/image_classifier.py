@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from leapbench.config.choices import Init
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import ModelConfig
-from leapbench.models.causal_lm import seeded
 from leapbench.models.convnets import FCN, AlexNet
+from leapbench.models.seeded import seeded
 
 OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
 USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
@@ -45,7 +43,7 @@ def build_image_classifier(
                 model.eval()(pixel_values=torch.zeros(1, channels, size, size, device=device))
     except ConfigError:
         raise
-    except (StrictDataclassError, TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model.config of {cfg.name} is not valid: {' '.join(str(error).split())}") from None
     return model.train()
 
@@ -60,6 +58,10 @@ def final_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def _of_transformers(cfg: ModelConfig, shape: dict[str, int], size: int) -> nn.Module:
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    transformers.logging.set_verbosity_error()
     try:
         defaults = transformers.AutoConfig.for_model(cfg.model_type)
     except ValueError:
@@ -70,5 +72,8 @@ def _of_transformers(cfg: ModelConfig, shape: dict[str, int], size: int) -> nn.M
     if unknown:
         raise ConfigError(f"model.config.{unknown[0]} is no argument of {type(defaults).__name__}")
     arguments = shape | ({"image_size": size} if hasattr(defaults, "image_size") else {}) | cfg.config
-    config = transformers.AutoConfig.for_model(cfg.model_type, **arguments)
+    try:
+        config = transformers.AutoConfig.for_model(cfg.model_type, **arguments)
+    except StrictDataclassError as error:
+        raise ValueError(str(error)) from None
     return transformers.AutoModelForImageClassification.from_config(config, dtype=torch.float32)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from leapbench.optimizers._eager import Eager, unguarded
 
-class AdamW(torch.optim.AdamW):
+
+class AdamW(Eager, torch.optim.AdamW):
     """theta <- theta - lr (mhat / (sqrt(vhat) + eps) + wd theta), mhat = m / (1 - beta1^t), vhat = v / (1 - beta2^t).
 
     Loshchilov and Hutter, arXiv:1711.05101. m and v are running means of the gradient and its square.
@@ -23,6 +25,8 @@ class AdamW(torch.optim.AdamW):
     Raises:
         ValueError: a constant outside its range.
     """
+
+    step = torch.no_grad()(unguarded(torch.optim.AdamW.step))
 
     def __init__(
         self,

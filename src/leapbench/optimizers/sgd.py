@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from leapbench.optimizers._eager import Eager, unguarded
 
-class Sgd(torch.optim.SGD):
+
+class Sgd(Eager, torch.optim.SGD):
     """u <- mu u + g + wd theta; theta <- theta - lr u, in torch's form: no dampening, no look-ahead.
 
     Args:
@@ -20,6 +22,8 @@ class Sgd(torch.optim.SGD):
     Raises:
         ValueError: a constant outside its range.
     """
+
+    step = torch.no_grad()(unguarded(torch.optim.SGD.step))
 
     def __init__(
         self,

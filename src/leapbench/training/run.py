@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from submitit.core.utils import UncompletedJobError
 
 from leapbench.config.choices import LoggerName
 from leapbench.config.errors import ConfigError
@@ -26,6 +25,8 @@ from leapbench.training.loop import train
 from leapbench.training.parts import check_contexts, unusable
 from leapbench.training.signals import Deferred
 from leapbench.training.workload import Workload
+
+OFF_THE_NODE = "UncompletedJobError"  # what submitit raises in a job that it takes off its node
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
             with Deferred() as stop:
                 summary = train(config, workload, folder, logger, stop)
                 folder.finish(summary)
-        except (OSError, ConfigError, UncompletedJobError):  # the last: submitit takes the job off the node
+        except (OSError, ConfigError):
             raise
         except Exception as error:
+            if type(error).__name__ == OFF_THE_NODE:
+                raise
             summary = {
                 "status": Status.failed,
                 "reason": f"{type(error).__name__}: {error}",

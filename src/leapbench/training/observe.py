@@ -166,7 +166,7 @@ class Observer:
             ok = abs(row["loss_pred_nats"]) < float("inf")
             row |= {"loss_true_nats": loss_true, "rel_l2_to_true": d.rel_l2_to_true}
             row |= {"rel_l2_now_to_true": d.rel_l2_now_to_true, "cosine": d.cosine}
-            self.folder.append(PROPOSALS, row | {"adopted": False, "status": "ok" if ok else "nonfinite"})
+            self.folder.append(PROPOSALS, row | {"status": "ok" if ok else "nonfinite"})
         waiting = {place(other.candidate) for others in self.pending.values() for other in others}
         for pending in arrived:
             if place(pending.candidate) not in waiting:

@@ -182,7 +182,7 @@ def _proposal(rng, protocol, name, step, K, interval, regime, confirmed, at, ste
         "step": step, "protocol": protocol, "predictor": name, "K": K, "regime": regime, "confirmed": confirmed,
         "loss_now_nats": now, "loss_pred_nats": _round(predicted) if finite else None, "loss_true_nats": _round(ahead),
         "rel_l2_to_true": _round(distance), "rel_l2_now_to_true": _round(moved), "cosine": 0.5, "predict_s": 0.001,
-        "verify_s": 0.01, "adopted": False, "status": "ok" if finite else "nonfinite", "scale": None,
+        "verify_s": 0.01, "status": "ok" if finite else "nonfinite", "scale": None,
     }  # fmt: skip
 
 

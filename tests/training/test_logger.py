@@ -122,12 +122,12 @@ def test_none_needs_no_wandb(monkeypatch):
     log.finish({"status": "completed"})
 
 
-def test_a_run_shows_its_metrics_and_figures(tiny, tmp_path, monkeypatch):
+def test_a_run_shows_its_metrics_and_figures(lab, tmp_path, monkeypatch):
     from helpers import rows
     from leapbench.training.run import run
 
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    end = run(tiny("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear"))
+    end = run(lab.config("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear"))
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     shown = [values(r.history.item) for r in finished(file) if r.WhichOneof("record_type") == "history"]
     told = [float(row["validation/loss_nats"]) for row in shown if "validation/loss_nats" in row]

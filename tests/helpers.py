@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from leapbench import cli
@@ -33,9 +35,7 @@ CONTEXTS = {
     "persistence": 1, "momentum": 1, "momentum_decay": 1, "linear": 2, "quadratic": 3, "trend": 5, "average": 5,
 }  # fmt: skip
 
-GROUPS = (
-    "model", "dataset", "optimizer", "schedule", "predictor", "protocol", "regime", "leap", "logger", "experiment",
-)  # fmt: skip
+GROUPS = {path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()}
 
 # 20k parameters, about 2 ms a step.
 TINY = (
@@ -48,33 +48,48 @@ TINY = (
 
 # Every checkpoint after the second is confirmed stable, so that cascades are run.
 ALWAYS_STABLE = ("regime.tau_high=[-2.0]", "regime.tau_low=[-3.0]", "regime.confirm=1")
+PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)
 DROPOUT = ("model.config.resid_pdrop=0.1", "model.config.embd_pdrop=0.1", "model.config.attn_pdrop=0.1")
+NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
+EVERY_3_STEPS = ("checkpoint.every_s=null", "checkpoint.every_steps=3")
 
 
-def write_texts(folder: Path, files: int = 60) -> Path:
+def write_texts(folder: Path) -> Path:
     """A folder of .txt files with the same words in every test session."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     rng = random.Random(0)
     words = ["the", "a", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "moon", "and", "river", "stone"]
-    for number in range(files):
+    for number in range(60):
         (folder / f"{number:03}.txt").write_text(" ".join(rng.choice(words) for _ in range(80)))
     return folder
 
 
 @functools.cache
-def composed(*choices: str) -> DictConfig:
-    """Hydra's configuration with these choices of groups, which takes it half a second."""
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        return compose("config", list(choices))
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    begun = GlobalHydra.instance().is_initialized()  # by a test of the sweeper
+    with contextlib.nullcontext() if begun else initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
 
 
-@dataclass
+def composed(*overrides: str) -> DictConfig:
+    """Hydra's configuration for these overrides, free to be changed; the first time it takes half a second."""
+    return copy.deepcopy(_composed(overrides))
+
+
+def config_of(experiment: str, *choices: str, **changes: Any) -> RunConfig:
+    """The resolved configuration of an experiment with these choices of groups, and then with `changes` merged in."""
+    cfg = composed(f"experiment={experiment}", *choices)
+    OmegaConf.set_struct(cfg, False)
+    cfg.merge_with({"progress": False, "device": "cpu", **changes})
+    return resolve(cfg)
+
+
 class Lab:
-    """A place for runs: makes their configurations and knows where their records are."""
+    """A folder for runs: makes their configurations and knows where their records are."""
 
-    texts: Path
-    cache: Path
-    results: Path
+    def __init__(self, root: Path, results: str = "results") -> None:
+        self.root, self.texts = root, write_texts(root / "texts")
+        self.cache, self.results = root / "cache", root / results
 
     def overrides(self, *extra: str) -> list[str]:
         """Command-line overrides of a tiny run."""
@@ -83,12 +98,11 @@ class Lab:
 
     def config(self, *extra: str) -> RunConfig:
         """The resolved configuration of a tiny run."""
-        chosen = [override for override in extra if override.partition("=")[0] in GROUPS]
-        values = [override for override in self.overrides(*extra) if override.partition("=")[0] not in GROUPS]
-        cfg = composed("dataset=text_files", "regime=published", *chosen)
-        merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(values))
-        assert isinstance(merged, DictConfig)
-        return resolve(merged)
+        words = self.overrides(*extra)
+        chosen = [word for word in words if word.partition("=")[0] in GROUPS]
+        cfg = composed(*chosen)
+        cfg.merge_with_dotlist([word for word in words if word not in chosen])
+        return resolve(cfg)
 
     def files(self) -> dict[str, bytes]:
         """Every file under `results`, by name."""
@@ -96,40 +110,69 @@ class Lab:
         return {str(path.relative_to(self.results)): path.read_bytes() for path in found}
 
 
-@dataclass(frozen=True)
-class End:
-    """How a command ended."""
+class End(NamedTuple):
+    """How a command ended: with an exit status, or with the message that it gave to sys.exit."""
 
-    status: int
+    status: Any
     out: str
     err: str
 
 
-def call(monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str) -> End:
-    """`python train.py arguments` in this process, from folder `cwd`."""
-    monkeypatch.chdir(cwd)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-
-    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
-    def task(cfg: Any) -> Any:
-        return cli.job(cfg)
-
+def ended(monkeypatch: pytest.MonkeyPatch, main: Callable[[], Any], *argv: str) -> End:
+    """`main()` with this command line."""
+    monkeypatch.setattr(sys, "argv", list(argv))
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main(task)
+            main()
         except SystemExit as end:
-            status = int(end.code or 0)
+            status = end.code or 0
     return End(status, out.getvalue(), err.getvalue())
 
 
-def start(cwd: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
-    """`python train.py arguments` in a process of its own, from folder `cwd`."""
-    command = [sys.executable, str(PROJECT / "train.py"), *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def call(
+    monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str, runner: Callable[[RunConfig], Any] | None = None
+) -> End:
+    """`python train.py arguments` in this process, from folder `cwd`; `runner` carries out the runs."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
+    def task(cfg: Any) -> Any:
+        return cli.job(cfg, runner)
+
+    return ended(monkeypatch, lambda: cli.main(task), "train.py", *arguments)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> End:
+    """`python scripts/name.py arguments` in this process."""
+    path = str(PROJECT / "scripts" / f"{name}.py")
+    return ended(monkeypatch, lambda: runpy.run_path(path, run_name="__main__"), path, *arguments)
+
+
+def write_app(folder: Path, run: str) -> Path:
+    """A copy of train.py in `folder` whose runs are carried out by `run`, the source of a function of that name."""
+    text = (PROJECT / "train.py").read_text().replace('"conf"', repr(str(PROJECT / "conf")))
+    path = folder / "app.py"
+    path.write_text(f"{run}\n{text.replace('cli.job(cfg)', 'cli.job(cfg, run)')}")
+    return path
+
+
+def start(cwd: Path, *arguments: str, script: Path = PROJECT / "train.py", **env: str) -> subprocess.Popen[str]:
+    """`python script arguments` in a process of its own, from folder `cwd`."""
+    command, pipe = [sys.executable, str(script), *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env={**os.environ, **env}, stdout=pipe, stderr=pipe, text=True)
+
+
+def finished(process: subprocess.Popen[str], limit_s: float = 240) -> End:
+    """How the process ends; it is killed if it does not within the limit."""
+    try:
+        out, err = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"the process hangs\n{out}\n{err}")
+    return End(process.returncode, out, err)
 
 
 def rows(folder: Path, stream: str) -> list[dict[str, Any]]:
@@ -177,3 +220,21 @@ def captured(monkeypatch: pytest.MonkeyPatch, at_batch: Any = None) -> Iterator[
     with monkeypatch.context() as patch:
         patch.setattr("leapbench.training.run.Workload", Captured)
         yield made
+
+
+class InterruptionError(Exception):
+    """Stands for anything that goes wrong in the middle of a run."""
+
+
+@contextlib.contextmanager
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, index: int, error: type[BaseException] = InterruptionError
+) -> Iterator[None]:
+    """The run inside ends with `error` when update `index` is about to be drawn."""
+
+    def stop(workload: Workload, drawn: int) -> None:
+        if drawn == index:
+            raise error
+
+    with captured(monkeypatch, stop), pytest.raises(error):
+        yield

@@ -3,24 +3,23 @@
 import json
 import os
 import subprocess
-import sys
 import time
 
 import pytest
 
-from helpers import PROJECT, Lab, call, captured, records, rows, start, write_texts
+from helpers import EVERY_3_STEPS, call, captured, finished, interrupted, records, rows, start
 from leapbench.config.errors import ConfigError
-from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
+from leapbench.names import CHECKPOINT, LOCK, PROJECT, PROPOSALS, STREAMS, SUMMARY
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.training.run import run
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bad")
-    lab = Lab(write_texts(root / "texts"), root / "cache", root / "results")
+def root(lab):
+    """The lab's folder, with a completed run and with data that is wrong in every way."""
     run(lab.config("predictor=linear"))
+    root = lab.root
     (root / "empty").mkdir()
     (root / "latin").mkdir()
     (root / "latin" / "a.txt").write_bytes("naïve café".encode("latin-1") * 50)
@@ -29,7 +28,7 @@ def lab(tmp_path_factory):
     (root / "other").mkdir()
     (root / "other" / "a.md").write_text("not a text file " * 20)
     (root / "file").write_text("a plain file")
-    return lab
+    return root
 
 
 @pytest.fixture
@@ -96,10 +95,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(lab, tmp_path, monkeypatch, case):
+def test_a_mistake_is_one_line_and_nothing_is_written(lab, root, tmp_path, monkeypatch, case):
     arguments, words = MISTAKES[case]
-    root = str(lab.texts.parent)
-    changes = [argument.replace("{root}", root) for argument in arguments if argument != "-m"]
+    changes = [argument.replace("{root}", str(root)) for argument in arguments if argument != "-m"]
     sweep = ["-m"] if "-m" in arguments else []
     keys = {change.partition("=")[0] for change in changes}
     base = [override for override in lab.overrides() if override.partition("=")[0] not in keys]
@@ -107,22 +105,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written(lab, tmp_path, monkeypatch
         base = [override for override in base if not override.startswith(("model.", "dataset"))]
     before = lab.files()
     end = call(monkeypatch, tmp_path, *sweep, *base, *changes)
-    refused(end, *(word.replace("{root}", root) for word in words))
+    refused(end, *(word.replace("{root}", str(root)) for word in words))
     assert lab.files() == before
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert (lab.texts.parent / "file").read_text() == "a plain file"
+    assert (root / "file").read_text() == "a plain file"
 
 
 def test_no_network_names_the_embedded_default(tmp_path):
     began = time.monotonic()
     places = (f"results_dir={tmp_path / 'results'}", f"cache_dir={tmp_path / 'cache'}", "regime=published")
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
-    process = start(tmp_path, "dataset=wikitext103", "K=5", *places, **offline)
-    out, err = process.communicate(timeout=120)
+    end = finished(start(tmp_path, "dataset=wikitext103", "K=5", *places, **offline), 120)
     assert time.monotonic() - began < 40  # some 6 of them to start Python with torch, more on a busy machine
-    assert process.returncode == 2
-    assert len(err.splitlines()) == 1 and "Traceback" not in out + err
-    assert "Salesforce/wikitext" in err and "dataset=stdlib" in err
+    assert end.status == 2
+    refused(end, "Salesforce/wikitext", "dataset=stdlib")
     assert not (tmp_path / "results").exists()
 
 
@@ -144,7 +140,7 @@ def test_a_closed_folder(lab, tmp_path, monkeypatch):
 def test_a_full_disk_loses_nothing(lab, tmpfs, tmp_path, monkeypatch):
     disk = tmpfs("small", "size=8m")
     extra = ("predictor=[linear,momentum]", "suite=full", f"results_dir={disk}")
-    config = lab.config(*extra)
+    config, words = lab.config(*extra), lab.overrides(*extra, *EVERY_3_STEPS)
     folder, filler = disk / "full" / config.run_id, disk / "filler"
     expected = records(run(lab.config(*extra[:2], f"results_dir={tmp_path / 'roomy'}")).folder)
 
@@ -158,9 +154,8 @@ def test_a_full_disk_loses_nothing(lab, tmpfs, tmp_path, monkeypatch):
                     except OSError:
                         pass
 
-    saves = ("checkpoint.every_s=null", "checkpoint.every_steps=3")
     with captured(monkeypatch, fill):
-        refused(call(monkeypatch, tmp_path, *lab.overrides(*extra, *saves)), str(disk), "no space left", "continues")
+        refused(call(monkeypatch, tmp_path, *words), str(disk), "no space left", "continues")
     assert not (folder / SUMMARY).exists() and not (folder / LOCK).exists()
     assert (folder / CHECKPOINT).stat().st_size > 0
     for stream in STREAMS:
@@ -168,12 +163,12 @@ def test_a_full_disk_loses_nothing(lab, tmpfs, tmp_path, monkeypatch):
         whole = [json.loads(line) for line in written[: written.rfind(b"\n") + 1].splitlines()]
         untimed = [{key: value for key, value in row.items() if not key.endswith("_s")} for row in whole]
         assert untimed == expected[stream][: len(untimed)]
-    refused(call(monkeypatch, tmp_path, *lab.overrides(*extra, *saves)), str(disk), "no space left")
+    refused(call(monkeypatch, tmp_path, *words), str(disk), "no space left")
     assert not (folder / LOCK).exists()
     filler.unlink()
     with captured(monkeypatch, lambda workload, index: drawn.append(index)):
         drawn: list[int] = []
-        end = call(monkeypatch, tmp_path, *lab.overrides(*extra, *saves))
+        end = call(monkeypatch, tmp_path, *words)
     assert end.status == 0, end.err
     assert drawn[0] == 9, "it should go on from the checkpoint of step 9"
     assert records(folder) == expected
@@ -189,22 +184,16 @@ def test_a_line_cut_in_half_is_named(lab, tmp_path):
         load_suite(folder.parent)
     assert str(error.value).startswith(f"{path}:{len(lines)}: ") and "\n" not in str(error.value)
     path.write_bytes(b"".join([*lines[:4], lines[4][:30] + b"\n", *lines[5:]]))
-    command = [sys.executable, str(PROJECT / "scripts" / "aggregate.py"), "--suite", "cut"]
-    places = ["--results", str(lab.results), "--out", str(tmp_path / "out")]
-    end = subprocess.run([*command, *places], capture_output=True, text=True, timeout=120)
-    assert end.returncode == 1
-    assert len(end.stderr.splitlines()) == 1 and f"{path}:5: " in end.stderr
+    words = ("--suite", "cut", "--results", str(lab.results), "--out", str(tmp_path / "out"))
+    end = finished(start(tmp_path, *words, script=PROJECT / "scripts" / "aggregate.py"), 120)
+    assert end.status == 1
+    assert len(end.err.splitlines()) == 1 and f"{path}:5: " in end.err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(lab, monkeypatch):
-    config = lab.config("predictor=linear", "suite=broken", "checkpoint.every_s=null", "checkpoint.every_steps=3")
-
-    def stop(workload, index):
-        if index == 10:
-            raise KeyboardInterrupt
-
-    with captured(monkeypatch, stop), pytest.raises(KeyboardInterrupt):
+    config = lab.config("predictor=linear", "suite=broken", *EVERY_3_STEPS)
+    with interrupted(monkeypatch, 10, KeyboardInterrupt):
         run(config)
     folder = lab.results / "broken" / config.run_id
     assert not (folder / SUMMARY).exists() and not (folder / LOCK).exists()

@@ -8,20 +8,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 
+from helpers import End, call, composed, finished, start, write_app
 from leapbench import cli
 from leapbench.config.errors import ConfigError
 from leapbench.names import PROJECT
 
-APP = """
+RUN = """
 import os
 from types import SimpleNamespace
-import hydra
-from leapbench import cli
 
 def run(config):
     if config.seed == 1:
@@ -30,59 +28,30 @@ def run(config):
         os._exit(3)
     status = "diverged" if config.seed == 2 else "completed"
     return SimpleNamespace(status=status, run_id=f"run{config.seed}", folder="somewhere", reason=None)
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg):
-    return cli.job(cfg, run)
-
-if __name__ == "__main__":
-    cli.main(main)
 """
 
 
 @pytest.fixture
 def app(tmp_path):
     """Run the command line with stub runs that need no torch."""
-    script = tmp_path / "app.py"
-    script.write_text(APP.replace("CONF", repr(str(PROJECT / "conf"))))
+    script = write_app(tmp_path, RUN)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(script), *arguments, "regime=published"]
-        env = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    def run(*arguments: str) -> End:
+        return finished(start(tmp_path, *arguments, "regime=published", script=script, HYDRA_FULL_ERROR="0"))
 
-    return call
+    return run
 
 
 @pytest.fixture
-def in_process(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process; gives (exit status, stdout, stderr)."""
-    import hydra
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+def in_process(monkeypatch, tmp_path):
+    """Run the command line with stub runs in this process."""
 
     def run(config: Any) -> Any:
-        status = "diverged" if config.seed == 2 else "completed"
-        return SimpleNamespace(
-            status=status, run_id="abc", folder=None, reason="loss is nan" if config.seed == 2 else None
-        )
+        bad = config.seed == 2
+        status, reason = ("diverged", "loss is nan") if bad else ("completed", None)
+        return SimpleNamespace(status=status, run_id="abc", folder=None, reason=reason)
 
-    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="config")
-    def task(cfg: Any) -> Any:
-        return cli.job(cfg, run)
-
-    def call(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "regime=published"])
-        status: Any = 0
-        try:
-            cli.main(task)
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return lambda *arguments: call(monkeypatch, tmp_path, *arguments, "regime=published", runner=run)
 
 
 @pytest.mark.parametrize(
@@ -124,26 +93,26 @@ def test_a_run_says_how_it_ended(in_process):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_goes_on_after_a_failure(app, jobs):
     end = app("-m", "seed=0-3", "predictor=linear,none", f"hydra.launcher.n_jobs={jobs}")
-    assert end.returncode == 1, end.stderr
-    assert "8 cells in 4 jobs" in end.stdout
-    assert "run3 completed" in end.stdout
-    assert "RuntimeError: a bug" in end.stderr
-    line = end.stderr.splitlines()[-1]
+    assert end.status == 1, end.err
+    assert "8 cells in 4 jobs" in end.out
+    assert "run3 completed" in end.out
+    assert "RuntimeError: a bug" in end.err
+    line = end.err.splitlines()[-1]
     assert line.startswith("sweep: 2 completed, 0 skipped, 1 diverged (run2), 1 failed (")
 
 
 def test_a_dead_worker_is_one_line(app):
     end = app("-m", "seed=8,9", "hydra.launcher.n_jobs=2")
-    assert end.returncode == 1
-    assert "the same command continues" in end.stderr.splitlines()[-1]
-    assert "Traceback" not in end.stderr
+    assert end.status == 1
+    assert "the same command continues" in end.err.splitlines()[-1]
+    assert "Traceback" not in end.err
 
 
 def test_a_bug_keeps_its_traceback(app):
     end = app("seed=1")
-    assert end.returncode == 1
-    assert "Traceback" in end.stderr
-    assert end.stderr.splitlines()[-1] == "RuntimeError: a bug"
+    assert end.status == 1
+    assert "Traceback" in end.err
+    assert end.err.splitlines()[-1] == "RuntimeError: a bug"
 
 
 def test_the_real_command_line_is_quick_to_refuse(tmp_path):
@@ -191,8 +160,7 @@ def test_explain_sees_through_instantiate():
 
 
 def test_job_returns_plain_data_in_a_sweep(monkeypatch):
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        cfg = compose("config", ["regime=published", "predictor=linear"])
+    cfg = composed("regime=published", "predictor=linear")
     multirun = OmegaConf.create({"hydra": {"mode": "MULTIRUN"}})
     monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: True))
     monkeypatch.setattr(
@@ -207,16 +175,15 @@ def test_job_returns_plain_data_in_a_sweep(monkeypatch):
     assert result["reason"] == "dataset.path=/nowhere does not exist; give a folder"
 
 
-def test_sweep_script():
-    def dry(*arguments: str) -> Any:
-        command = [sys.executable, str(PROJECT / "scripts" / "sweep.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_sweep_script(tmp_path):
+    def sweep(*arguments: str) -> End:
+        return finished(start(tmp_path, *arguments, script=PROJECT / "scripts" / "sweep.py"), 60)
 
-    end = dry("calibrate_embedded", "--dry-run", "--", "device=cpu")
-    assert end.returncode == 0
-    first, second = end.stdout.splitlines()
+    end = sweep("calibrate_embedded", "--dry-run", "--", "device=cpu")
+    assert end.status == 0
+    first, second = end.out.splitlines()
     assert first.startswith("python train.py -m suite=calibrate_embedded ") and first.endswith(" device=cpu")
     assert "suite=calibrate_embedded_lr5e-5" in second
-    end = dry("leap_verify_embeded")
-    assert end.returncode == 2
-    assert end.stderr == "sweep leap_verify_embeded does not exist; did you mean leap_verify_embedded?\n"
+    end = sweep("leap_verify_embeded")
+    assert end.status == 2
+    assert end.err == "sweep leap_verify_embeded does not exist; did you mean leap_verify_embedded?\n"

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import twins
+from helpers import composed
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import MACHINE_KEYS
 from leapbench.names import PROJECT
@@ -139,7 +140,7 @@ def test_its_coefficients_sum_to_one_and_make_the_candidate(spec, K):
 # ---- every choice of every group composes ----------------------------------------------------------------------------
 
 
-def test_all_predictors_and_protocols_compose_into_one_run(composed):
+def test_all_predictors_and_protocols_compose_into_one_run():
     chosen = f"predictor=[{','.join(PREDICTORS)}]", f"protocol=[{','.join(found('protocol'))}]"
     config = resolve(composed("regime=published", *chosen))
     assert set(config.predictors) == set(PREDICTORS)
@@ -148,7 +149,7 @@ def test_all_predictors_and_protocols_compose_into_one_run(composed):
         assert set(protocol.predictors) <= set(PREDICTORS)
 
 
-def test_none_is_the_baseline(composed):
+def test_none_is_the_baseline():
     assert resolve(composed("regime=published", "predictor=none")).predictors == {}
 
 
@@ -156,7 +157,7 @@ def test_none_is_the_baseline(composed):
     ("group", "name"),
     [(group, name) for group in ("protocol", "optimizer", "schedule", "model", "dataset") for name in found(group)],
 )
-def test_every_choice_resolves(composed, group, name):
+def test_every_choice_resolves(group, name):
     extra = ["dataset.path=somewhere"] if name == "text_files" else []
     config = resolve(composed("regime=published", f"{group}={name}", *extra))
     chosen = next(iter(config.protocols)) if group == "protocol" else getattr(config, group).name
@@ -165,7 +166,7 @@ def test_every_choice_resolves(composed, group, name):
 
 
 @pytest.mark.parametrize("name", found("regime"))
-def test_every_regime_resolves(composed, tmp_path, name):
+def test_every_regime_resolves(tmp_path, name):
     file = tmp_path / "thresholds.yaml"
     file.write_text("source: here\nprotocols:\n  exact: {tau_high: [0.9], tau_low: [0.5]}\n")
     cfg = composed(f"regime={name}")

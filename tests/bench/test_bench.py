@@ -1,13 +1,12 @@
 """make bench: what it measures is what it says, at sizes where that takes no time."""
 
 import re
-import runpy
-import sys
 
 import pandas as pd
 import pytest
 import torch
 
+from helpers import script
 from leapbench.bench import costs, floor, report
 from leapbench.bench.usual import StateDictWay
 from leapbench.names import PROJECT
@@ -15,6 +14,7 @@ from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
 VARIANTS = costs.variants()
+FEW = ("train.steps=20", "train.interval=5", "K=[2,5]", "eval.every=20")
 
 # What somebody has written tensor by tensor; a new predictor is measured without that comparison.
 USUAL = {"persistence", "average", "linear", "quadratic", "trend", "momentum", "momentum_decay"}
@@ -118,13 +118,12 @@ def test_tables(rows, tmp_path):
         assert f"- {line}" in text and f"of {measured}" in line
 
 
-def test_floor(tiny, tmp_path):
-    few = "train.steps=20", "train.interval=5", "K=[2,5]"
-    baseline, observed = tiny("predictor=none", *few), tiny("predictor=[linear]", *few)
+def test_floor(lab, tmp_path):
+    baseline, observed = (lab.config(f"predictor={choice}", *FEW) for choice in ("none", "[linear]"))
     passes = {name: getattr(Workload, name) for name in floor.PASSES}
     found = floor.measure(baseline, observed, rounds=1)
     assert passes == {name: getattr(Workload, name) for name in passes}
-    assert not (tmp_path / "raw").exists()
+    assert not lab.results.exists()
     parts = {row["part"]: row for row in found.parts}
     # Four checkpoints; the truths of K=2 at steps 7, 12 and 17; linear at steps 10 and 15 with two K each.
     assert parts["4"]["passes"] == parts["4'"]["passes"] + 4
@@ -142,22 +141,14 @@ def test_floor(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("flag", "value"), [("sizes", "1X"), ("sizes", "0"), ("repeats", "0"), ("device", "tpu")])
-def test_mistakes_are_one_line(flag, value, tmp_path, monkeypatch, capsys):
-    assert command(monkeypatch, f"--{flag}", value, "--out", str(tmp_path / "out")) == 2
-    assert value in capsys.readouterr().err.splitlines()[-1]
+def test_mistakes_are_one_line(flag, value, tmp_path, monkeypatch):
+    end = script(monkeypatch, "bench", f"--{flag}", value, "--out", str(tmp_path / "out"))
+    assert end.status == 2 and value in end.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command(rows, tmp_path, monkeypatch, capsys):
+def test_the_command(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "measure", lambda *arguments: iter(rows))
-    assert command(monkeypatch, "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path)) == 0
-    out = capsys.readouterr().out
-    assert "times faster" in out and f"wrote {tmp_path / 'bench.csv'}" in out
-
-
-def command(monkeypatch, *arguments):
-    """The exit status of `python scripts/bench.py arguments`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(PROJECT / "scripts/bench.py"), run_name="__main__")
-    return end.value.code
+    end = script(monkeypatch, "bench", "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path))
+    assert end.status == 0
+    assert "times faster" in end.out and f"wrote {tmp_path / 'bench.csv'}" in end.out

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import PROJECT, Lab, records, write_texts
+from helpers import End, Lab, finished, records, start, write_app
 from leapbench.cluster.slurm import submissions
-from leapbench.names import SUMMARY
+from leapbench.names import PROJECT, SUMMARY
 from leapbench.training.run import run
 from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 
@@ -29,11 +29,9 @@ pytestmark = [
 LIMIT_S = 400
 
 # The real run, slowed down so that there is time to hit it, without using the processor; seed 9 has a bug.
-APP = """
+RUN = """
 import os, time
 from types import SimpleNamespace
-import hydra
-from leapbench import cli
 
 def run(config):
     if config.seed == 9:
@@ -51,13 +49,6 @@ def run(config):
         return quick(self, index)
     Workload.train_batch = slow
     return real(config)
-
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg):
-    return cli.job(cfg, run)
-
-if __name__ == "__main__":
-    cli.main(main)
 """
 LONG = ("train.steps=1000", "train.interval=50", "eval.every=500", "predictor=[linear]", "K=[50]", "schedule.warmup=4")
 
@@ -92,41 +83,25 @@ class Site:
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
-        self.lab = Lab(write_texts(folder / "texts"), folder / "cache", folder / "results")
-        self.app = folder / "app.py"
-        self.app.write_text(APP.replace("CONF", repr(str(PROJECT / "conf"))))
+        self.lab, self.app = Lab(folder), write_app(folder, RUN)
 
     def start(self, script: Path, *arguments: str, slurm: bool = True, nap: float = 0.0) -> subprocess.Popen[str]:
         """A sweep, on the cluster or with the local launcher."""
-        command = [sys.executable, str(script), "-m", *self.lab.overrides()]
-        if slurm:
-            command += ["hydra/launcher=slurm", "hydra.launcher.mem_gb=1", "allow_dirty=true"]
-        env = {**self.cluster.env, "NAP_S": str(nap)}
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*command, *arguments], cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
+        launcher = ("hydra/launcher=slurm", "hydra.launcher.mem_gb=1", "allow_dirty=true") if slurm else ()
+        words = (*self.lab.overrides(), *launcher, *arguments)
+        return start(self.folder, "-m", *words, script=script, **self.cluster.env, NAP_S=str(nap))
 
-    def sweep(self, script: Path, *arguments: str, slurm: bool = True) -> tuple[int, str, str]:
+    def sweep(self, script: Path, *arguments: str, slurm: bool = True) -> End:
         """The same, waited for: exit status, stdout, stderr."""
-        return finished(self.start(script, *arguments, slurm=slurm))
+        return finished(self.start(script, *arguments, slurm=slurm), LIMIT_S)
 
     def run_folder(self, *overrides: str) -> Path:
-        config = self.lab.config(*overrides)
-        return Path(config.results_dir) / config.suite / config.run_id
+        return self.lab.config(*overrides).folder
 
     def jobs(self) -> dict[str, int]:
         """Slurm's ids of the jobs in the queue, by task of their array."""
         rows = [line.split() for line in self.cluster.ask("squeue", "-h", "-r", "-o", "%i %A").splitlines()]
         return {shown: int(raw) for shown, raw in rows}
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        pytest.fail(f"the driver hangs\n{out}\n{err}")
-    return process.returncode, out, err
 
 
 def wait(condition, what: str, limit_s: float = 120):
@@ -167,7 +142,7 @@ def test_preempted_killed_requeued_and_wrong_jobs_of_one_sweep(site: Site) -> No
     site.cluster.ask("scancel", "--signal=USR2", f"{array}_0")
     os.kill(starts(killed)[0]["pid"], signal.SIGKILL)
     site.cluster.ask("scontrol", "requeue", f"{array}_2")
-    status, out, err = finished(driver)
+    status, out, err = finished(driver, LIMIT_S)
     assert status == 1, out + err
     (line,) = [line for line in err.splitlines() if "died without an answer" in line]
     assert killed.name in line and f"{array}_1_0_log.err" in line
@@ -239,7 +214,7 @@ def test_mistakes_are_one_line(site: Site) -> None:
 def test_a_time_limit_is_survived(limited: tuple[Site, subprocess.Popen[str]]) -> None:
     site, driver = limited
     folder = site.run_folder(*LONG, "seed=0")
-    status, out, err = finished(driver)
+    status, out, err = finished(driver, LIMIT_S)
     assert status == 0, out + err
     assert len(starts(folder)) >= 2  # with no periodic checkpoint: what it resumed from was written at the signal
     whole = run(site.lab.config(*LONG, "seed=0", "suite=whole"))
@@ -250,7 +225,7 @@ def test_sixty_cells_equal_those_of_the_local_launcher_and_are_run_once(site: Si
     line = ("predictor=linear,quadratic", "K=5,10,25,50,75,100", "seed=0-4", "train.steps=120", "train.interval=10")
     script = PROJECT / "train.py"
     one, two = site.start(script, *line), site.start(script, *line, "seed=0-2")  # two submissions at once
-    (status, out, err), other = finished(one), finished(two)
+    (status, out, err), other = finished(one, LIMIT_S), finished(two, LIMIT_S)
     assert status == 0, out + err
     assert other[0] == 0, other[1] + other[2]
     assert "60 cells in 5 jobs" in out

@@ -2,21 +2,18 @@
 
 import json
 import os
-import runpy
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from fake_slurm import slurm  # noqa: F401
 
+from helpers import script
 from leapbench.cluster.slurm import SUBMITTED, Submission, queue
 from leapbench.cluster.status import Survey
-from leapbench.names import CONFIG, EVALS, LOCK, PROJECT, SUMMARY
+from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY
 from leapbench.records import lock
 from leapbench.records.files import write_json
-
-SCRIPT = PROJECT / "scripts" / "status.py"
 
 
 @pytest.fixture
@@ -117,21 +114,21 @@ def test_a_run_that_ended_well_is_read_once(suite, monkeypatch):
     assert {name: state.status for name, state in survey.look(None).items()} == {"a": "completed", "b": "partial"}
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["status.py", *map(str, arguments)])
-    status = runpy.run_path(str(SCRIPT))["main"]()
-    return status, *capsys.readouterr()
+@pytest.fixture
+def page(monkeypatch):
+    """page(argument, ...): the script's exit status, its stdout and its stderr."""
+    return lambda *arguments: script(monkeypatch, "status", *map(str, arguments))
 
 
-def test_the_page(suite, monkeypatch, capsys):
+def test_the_page(suite, page, monkeypatch):
     monkeypatch.setenv("PATH", "")
     ended(suite, "0a", "completed")
-    status, out, _ = call(monkeypatch, capsys, "--results", suite.parent)
+    status, out, _ = page("--results", suite.parent)
     assert status == 0 and out.splitlines()[-1] == "all 1 completed"
     submitted(suite, b="MemoryError: 3 GiB")
     ended(suite, "b", "failed", "RuntimeError: out of memory")
     begun(suite, "c")
-    _, out, _ = call(monkeypatch, capsys, "--results", suite.parent, "suite")
+    _, out, _ = page("--results", suite.parent, "suite")
     head, counts, _, *lines = out.splitlines()
     assert dict(zip(head.split(), counts.split(), strict=True)) == {
         "suite": "suite", "completed": "1", "running": "-", "pending": "-", "partial": "1", "failed": "1",
@@ -140,21 +137,21 @@ def test_the_page(suite, monkeypatch, capsys):
     assert lines[0].split(maxsplit=2) == ["failed", str(suite / "b"), "step 200 of 2000; RuntimeError: out of memory"]
     assert "MemoryError: 3 GiB" in lines[1] and "17_0_0_log.err" in lines[1]
     assert lines[2].split(maxsplit=2) == ["partial", str(suite / "c"), "step 200 of 2000"]
-    _, out, _ = call(monkeypatch, capsys, "--results", suite.parent, "--limit", 1)
+    _, out, _ = page("--results", suite.parent, "--limit", 1)
     assert out.splitlines()[-1] == "and 1 more; --limit 2 shows all"
 
 
-def test_mistakes_are_one_line(suite, monkeypatch, capsys):
-    status, _, err = call(monkeypatch, capsys, "--results", suite.parent, "suit")
+def test_mistakes_are_one_line(suite, page):
+    status, _, err = page("--results", suite.parent, "suit")
     assert (status, err) == (2, f"{suite.parent}: no suite suit; there are: suite\n")
-    status, _, err = call(monkeypatch, capsys, "--results", suite / "nothing")
+    status, _, err = page("--results", suite / "nothing")
     assert (status, err) == (2, f"{suite / 'nothing'}: no suites; train.py makes one\n")
 
 
-def test_a_controller_that_does_not_answer_is_named(suite, slurm, monkeypatch, capsys):  # noqa: F811
+def test_a_controller_that_does_not_answer_is_named(suite, slurm, page):  # noqa: F811
     ended(suite, "a", "completed")
     (slurm.folder / "down").touch()
-    status, out, _ = call(monkeypatch, capsys, "--results", suite.parent)
+    status, out, _ = page("--results", suite.parent)
     assert status == 0
     assert "squeue: slurm_load_jobs error: Unable to contact slurm controller; what waits" in out
 

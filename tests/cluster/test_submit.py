@@ -9,7 +9,7 @@ import sys
 import pytest
 from fake_slurm import slurm  # noqa: F401
 
-from helpers import Lab, composed, write_texts
+from helpers import Lab, composed
 from leapbench.cluster import submit
 from leapbench.cluster.slurm import SUBMITTED, Site, SlurmError, submissions
 from leapbench.config.errors import ConfigError
@@ -22,7 +22,7 @@ from leapbench.records.plan import PlannedRun
 
 @pytest.fixture
 def lab(tmp_path):
-    return Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "raw of $me's")
+    return Lab(tmp_path, "raw of $me's")
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
@@ -12,6 +12,7 @@ from hydra.errors import MissingConfigException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
+from helpers import composed
 from leapbench.cli import SweepError
 from leapbench.cluster.sweep import commands, specification
 from leapbench.config.errors import ConfigError
@@ -100,8 +101,8 @@ def test_folded_forms(sweeper, arguments, folded):
 
 def test_fold_is_the_same_science(sweeper):
     (job,) = plan(sweeper(), "predictor=linear,quadratic", "K=5,10")
-    folded = resolve(compose("config", [*BASE, *job]))
-    typed = resolve(compose("config", [*BASE, "predictor=[quadratic,linear]", "K=[10,5]"]))
+    folded = resolve(composed(*BASE, *job))
+    typed = resolve(composed(*BASE, "predictor=[quadratic,linear]", "K=[10,5]"))
     assert folded.run_id == typed.run_id
 
 
@@ -133,7 +134,7 @@ def test_other_sweeps_are_hydras(sweeper):
     parser = OverridesParser.create()
     (expected,) = BasicSweeper.split_arguments(parser.parse_overrides([*BASE, *arguments]), None)
     own = sweeper()
-    own._compose = lambda job: compose("config", [o for o in job if "note" not in o])
+    own._compose = lambda job: composed(*(o for o in job if "note" not in o))
     assert [job.overrides for job in own.plan(parser.parse_overrides([*BASE, *arguments]))] == expected
 
 
@@ -221,11 +222,11 @@ def test_a_dry_run_prints_its_jobs_and_runs_nothing(sweeper, tmp_path, capsys):
 
 
 def test_seeds_of_a_cell_are_composed_once_with_the_same_identity(sweeper):
-    own, compose_one, composed = sweeper(), sweeper()._compose, []
-    own._compose = lambda job: (composed.append(job), compose_one(job))[1]
+    own, compose_one, cells = sweeper(), sweeper()._compose, []
+    own._compose = lambda job: (cells.append(job), compose_one(job))[1]
     jobs = own.plan(OverridesParser.create().parse_overrides([*BASE, "protocol=exact,paper", "seed=0-2"]))
-    assert len(composed) == 2
-    alone = [resolve(compose("config", job.overrides)).run_id for job in jobs]
+    assert len(cells) == 2
+    alone = [resolve(composed(*job.overrides)).run_id for job in jobs]
     assert [job.config.run_id for job in jobs] == alone
     assert len(set(alone)) == 6
 
@@ -246,8 +247,8 @@ def test_a_sweep_without_failures_returns(sweeper, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("choice", ["none", "linear", "[linear,quadratic]", "[linear,none]", "persistence", "[]"])
-def test_every_way_to_choose_predictors_composes(sweeper, choice):
-    config = resolve(compose("config", [*BASE, f"predictor={choice}"]))
+def test_every_way_to_choose_predictors_composes(choice):
+    config = resolve(composed(*BASE, f"predictor={choice}"))
     names = {name for name in choice.strip("[]").split(",") if name not in ("none", "")}
     assert set(config.predictors) == (set() if choice == "none" else names | {"persistence", "average"})
 
@@ -259,8 +260,8 @@ def known_rates(monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((PROJECT / "conf" / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiments_compose(sweeper, known_rates, path):
-    config = resolve(compose("config", [f"experiment={path.stem}", *BASE]))
+def test_experiments_compose(known_rates, path):
+    config = resolve(composed(f"experiment={path.stem}", *BASE))
     if path.stem.startswith("leap_verify"):
         assert config.horizons == [5, 10, 25, 50, 75, 100]
         assert (config.train.steps, config.train.interval, config.schedule.warmup) == (2000, 50, 100)

@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import test_contracts as contracts
+from helpers import composed
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import parse_horizons, resolve
 from leapbench.config.schema import MACHINE_KEYS
@@ -51,7 +52,7 @@ TRAINING = (
 
 
 @pytest.fixture(scope="module")
-def base(composed):
+def base():
     return lambda: composed("regime=published")
 
 
@@ -85,7 +86,7 @@ def test_science_keys_do(base, reference, key):
 
 
 @pytest.mark.parametrize("key", LEAP)
-def test_leap_keys_make_another_leap_run_and_the_same_observed_one(base, composed, reference, key):
+def test_leap_keys_make_another_leap_run_and_the_same_observed_one(base, reference, key):
     assert changed(base(), key, LEAP[key]).run_id == reference.run_id
     leap = ("regime=published", "mode=leap", "predictor=linear", "K=50")
     config = changed(composed(*leap), key, LEAP[key])
@@ -120,7 +121,7 @@ def test_science_and_machine_are_everything_and_plain(reference):
     ],
     ids=str,
 )  # fmt: skip
-def test_observers_share_one_trajectory(composed, reference, overrides):
+def test_observers_share_one_trajectory(reference, overrides):
     config = resolve(composed("regime=published", *overrides))
     assert config.trajectory == reference.trajectory
     assert config.run_id != reference.run_id
@@ -131,14 +132,14 @@ def test_the_same_horizons_are_the_same_run(base):
     assert changed(base(), "K", 5).run_id == changed(base(), "K", [5]).run_id
 
 
-def test_padding_in_the_loss_is_another_training(composed):
+def test_padding_in_the_loss_is_another_training():
     exact, code = composed("regime=published"), composed("regime=published", "protocol=code")
     exact, code = (changed(cfg, "dataset.layout", "padded") for cfg in (exact, code))
     assert (exact.pad_in_loss, code.pad_in_loss) == (False, True)
     assert exact.trajectory != code.trajectory
 
 
-def test_where_the_weights_come_from_is_another_training(composed):
+def test_where_the_weights_come_from_is_another_training():
     exact, code = (resolve(composed("regime=published", "model=gpt2", f"protocol={p}")) for p in ("exact", "code"))
     assert (exact.init, code.init) == ("scratch", "pretrained")
     assert exact.trajectory != code.trajectory
@@ -152,30 +153,28 @@ def test_run_ids_are_twelve_hex_digits(reference):
 # ---- calibrated thresholds -------------------------------------------------------------------------------------------
 
 
-def calibrated(composed, file, *overrides):
+def calibrated(file, *overrides):
     cfg = composed("regime=calibrated", *overrides)
     cfg.regime.file = str(file)
     return resolve(cfg)
 
 
-def test_thresholds_count_by_content_not_by_place(composed, tmp_path):
+def test_thresholds_count_by_content_not_by_place(tmp_path):
     text = "source: {seeds: [0, 1]}\nprotocols:\n  exact: {tau_high: [0.9, 0.8], tau_low: [0.5, 0.4]}\n"
     ids = []
     for name, content in (("a", text), ("b", text), ("c", text.replace("0.9", "0.95"))):
         (tmp_path / name).write_text(content)
-        config = calibrated(composed, tmp_path / name)
+        config = calibrated(tmp_path / name)
         ids.append(config.run_id)
     assert ids[0] == ids[1] != ids[2]
     assert config.regime.by_protocol == {"exact": {"tau_high": [0.95, 0.8], "tau_low": [0.5, 0.4]}}
     assert config.regime.source == {"seeds": [0, 1]}
 
 
-def test_missing_thresholds(composed, tmp_path):
-    one_line("does not exist; .*regime=published", lambda: calibrated(composed, tmp_path / "nowhere"))
+def test_missing_thresholds(tmp_path):
+    one_line("does not exist; .*regime=published", lambda: calibrated(tmp_path / "nowhere"))
     (tmp_path / "some").write_text("source: x\nprotocols:\n  exact: {tau_high: [0.9], tau_low: [0.5]}\n")
-    one_line(
-        "no thresholds for protocol paper", lambda: calibrated(composed, tmp_path / "some", "protocol=[exact,paper]")
-    )
+    one_line("no thresholds for protocol paper", lambda: calibrated(tmp_path / "some", "protocol=[exact,paper]"))
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -270,7 +269,7 @@ def test_the_largest_horizon_that_fits_is_taken(base):
     assert changed(base(), "K", 1950).horizons == [1950]
 
 
-def test_without_predictors_no_horizon_is_too_large(composed):
+def test_without_predictors_no_horizon_is_too_large():
     cfg = composed("regime=published", "predictor=none")
     cfg.train.steps = cfg.train.interval = 50
     assert resolve(cfg).predictors == {}
@@ -281,7 +280,7 @@ def test_a_missing_value_is_named(base, key):
     one_line(rf"{key} has no value", lambda: changed(base(), key, "???"))
 
 
-def test_protocols_that_train_differently_cannot_share_a_run(composed):
+def test_protocols_that_train_differently_cannot_share_a_run():
     both = ("regime=published", "protocol=[exact,code]")
     padded, large = composed(*both), composed(*both, "model=gpt2")
     padded.dataset.layout = "padded"
@@ -301,33 +300,33 @@ def test_horizons(value, wanted):
 # ---- predictors that can do nothing ----------------------------------------------------------------------------------
 
 
-def test_a_context_that_never_fills(tiny):
-    config = tiny("predictor=linear")
+def test_a_context_that_never_fills(lab):
+    config = lab.config("predictor=linear", "train.steps=40")
     check_contexts(config, {})
-    config.predictors["average"]["context"] = 8  # 8 x 5 + 2 > 40
+    config.predictors["average"]["context"] = 10  # 10 x 4 + 3 > 40
     one_line(
-        r"predictor=average needs 8 snapshots 5 steps apart and K=2 .* train\.steps=40",
+        r"predictor=average needs 10 snapshots 4 steps apart and K=3 .* train\.steps=40",
         lambda: check_contexts(config, {}),
     )
-    config.predictors["average"]["context"] = 7  # 7 x 5 + 2 < 40
+    config.predictors["average"]["context"] = 9  # 9 x 4 + 3 < 40
     check_contexts(config, {})
     config.predictors["average"]["context"] = 80
     check_contexts(config, {"average": "left out"})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sgd_momentum"])
-def test_predictors_that_read_adam_are_skipped_without_it(tiny, optimizer):
+def test_predictors_that_read_adam_are_skipped_without_it(lab, optimizer):
     chosen = "predictor=[linear,momentum,momentum_decay]"
-    config = tiny(chosen, f"optimizer={optimizer}")
+    config = lab.config(chosen, f"optimizer={optimizer}")
     skipped = unusable(config)
     assert set(skipped) == {"momentum", "momentum_decay"}
     assert all(f"optimizer={optimizer}" in reason for reason in skipped.values())
     assert set(build_predictors(config, config.protocol, skipped)) == {"linear", "persistence", "average"}
-    assert unusable(tiny(chosen)) == {}
+    assert unusable(lab.config(chosen)) == {}
 
 
-def test_protocols_give_predictors_their_forms(tiny):
-    config = tiny("predictor=[quadratic,momentum]", "protocol=[exact,paper,code,code_float32]")
+def test_protocols_give_predictors_their_forms(lab):
+    config = lab.config("predictor=[quadratic,momentum]", "protocol=[exact,paper,code,code_float32]")
     forms = {
         name: {p.form for p in build_predictors(config, protocol, {}).values() if hasattr(p, "form")}
         for name, protocol in config.protocols.items()

@@ -1,6 +1,5 @@
 """The published settings end to end, on a shrunken network and a local copy of the data in the hub's layout."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers import composed, rows
-from leapbench.config.resolve import resolve
+from helpers import config_of, rows
 from leapbench.training.run import run
 
 SHRUNKEN = {
@@ -43,17 +41,14 @@ def wikitext(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("experiment", SHRUNKEN)
 def test_published_setting_runs_and_proposes(experiment: str, wikitext: Path, tmp_path: Path) -> None:
-    cfg = copy.deepcopy(composed(f"experiment={experiment}", "protocol=[exact,paper]"))
-    cfg.model.config.update(SHRUNKEN[experiment])
-    cfg.dataset.update(path=str(wikitext), tokenizer=str(wikitext / "tokenizer"))
-    cfg.train.update(steps=4, interval=1)
-    cfg.eval.update(every=4, sequences=4)
-    cfg.verify.update(sequences=4)
-    cfg.K = [1]
-    cfg.update(results_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"), progress=False, history_device=None)
-    for control in ("average", "trend"):
-        cfg.predictors[control].context = 2
-    config = resolve(cfg)
+    changes = {
+        "model": {"config": SHRUNKEN[experiment]}, "K": [1], "verify": {"sequences": 4},
+        "dataset": {"path": str(wikitext), "tokenizer": str(wikitext / "tokenizer")},
+        "train": {"steps": 4, "interval": 1}, "eval": {"every": 4, "sequences": 4},
+        "predictors": {"average": {"context": 2}, "trend": {"context": 2}},
+        "results_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "history_device": None,
+    }  # fmt: skip
+    config = config_of(experiment, "protocol=[exact,paper]", **changes)
     assert (config.dataset.layout, config.dataset.tokens, config.train.precision) == ("padded", 256, "bfloat16")
     end = run(config)
     proposals = rows(end.folder, "proposals.jsonl")

@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from helpers import script
+from leapbench.cluster.sweep import specification
 from leapbench.config.errors import ConfigError
 from leapbench.config.tuned import Cell, method_of, tuned_lr
 from leapbench.names import PROJECT
@@ -191,17 +191,10 @@ def write_run(suite: Path, run_id: str, lr: float, seed: int, verification: floa
 
 
 @pytest.fixture
-def tune(monkeypatch, tmp_path, capsys):
+def tune(monkeypatch, tmp_path):
     """tune(suite, ...): the script's exit status or message, its stdout and its stderr."""
-
-    def call(*suites: str) -> tuple[Any, str, str]:
-        arguments = [*suites, "--results", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["tune.py", *arguments])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(PROJECT / "scripts" / "tune.py"), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    return call
+    places = ("--results", str(tmp_path / "raw"), "--out", str(tmp_path / "out"))
+    return lambda *suites: script(monkeypatch, "tune", *suites, *places)
 
 
 def test_the_script_writes_what_is_looked_up(tune, tmp_path):
@@ -253,7 +246,7 @@ def test_the_script_wants_runs_of_mode_leap(tune, tmp_path):
 def test_tuning_seeds_are_not_scored():
     seeds = {}
     for path in (PROJECT / "sweeps").glob("*.yaml"):
-        spec = yaml.safe_load(path.read_text())
+        spec = specification(path.stem)
         for own in spec.get("commands", [{}]):
             text = str((spec.get("axes", {}) | own.get("axes", {}))["seed"])
             first, _, last = text.partition("-")

@@ -1,11 +1,9 @@
 """The image networks at the published sizes, the digits' three splits, and leaps of a network with batch norm."""
 
-import copy
-
 import pytest
 import torch
 
-from helpers import captured, composed, flat, records, rows
+from helpers import captured, composed, config_of, flat, interrupted, records, rows
 from leapbench.config.resolve import resolve
 from leapbench.models import image_classifier
 from leapbench.names import LEAPS
@@ -15,7 +13,7 @@ from leapbench.training.workload import Workload
 CPU = torch.device("cpu")
 # 25 steps are an epoch; the run is three short ones of five steps.
 SHORT = {
-    "mode": "leap", "K": [5], "progress": False, "device": "cpu", "verify": {"sequences": 32, "batch_size": 32},
+    "mode": "leap", "K": [5], "verify": {"sequences": 32, "batch_size": 32},
     "train": {"steps": 25, "interval": 5}, "leap": {"gate": "any", "rule": "always", "follow": [5]},
     "eval": {"every": 10}, "model": {"config": {"channels": [2, 2, 4, 4, 4]}},
 }  # fmt: skip
@@ -35,14 +33,8 @@ def test_networks_have_the_published_number_of_parameters(name, size, classes, c
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
 
 
-def of(experiment: str, *choices: str, **changes):
-    cfg = copy.deepcopy(composed(f"experiment={experiment}", *choices))
-    cfg.merge_with({"progress": False, "device": "cpu", **changes})
-    return resolve(cfg)
-
-
 def test_the_digits_are_split_once_and_evenly():
-    workload = Workload(of("digits_fcn"), CPU)
+    workload = Workload(config_of("digits_fcn"), CPU)
     sizes = workload.task.sizes
     assert (sizes["train"], sizes["verification"], sizes["validation"]) == (1200, 297, 300)
     images = {split: workload.task.batch(split, range(size)) for split, size in sizes.items() if split != "train"}
@@ -57,33 +49,24 @@ def test_the_digits_are_split_once_and_evenly():
 def test_batches_are_paired_across_predictors_and_modes():
     batches = []
     for choices, changes in ((("predictor=linear",), {"K": [5]}), (("predictor=none",), {"mode": "leap"})):
-        batches.append(Workload(of("digits_vit", *choices, **changes), CPU).train_batch(7))
+        batches.append(Workload(config_of("digits_vit", *choices, **changes), CPU).train_batch(7))
     assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0])
-
-
-class InterruptionError(Exception):
-    """Stands for anything that goes wrong in the middle of a run."""
 
 
 @pytest.mark.parametrize("buffers", ["keep", "recompute"])
 def test_leaps_with_batch_norm_resume_bit_equal(tmp_path, monkeypatch, buffers):
-    changes = copy.deepcopy(SHORT) | {"leap": SHORT["leap"] | {"buffers": buffers}}
+    changes = SHORT | {"leap": SHORT["leap"] | {"buffers": buffers}, "results_dir": str(tmp_path)}
 
     def config(suite: str):
         checkpoint = {"every_s": None, "every_steps": 3}
-        return of("digits_fcn", "predictor=linear", **changes, results_dir=str(tmp_path), suite=suite,
-                  checkpoint=checkpoint)  # fmt: skip
+        return config_of("digits_fcn", "predictor=linear", **changes, suite=suite, checkpoint=checkpoint)
 
     with captured(monkeypatch) as made:
         whole = run(config("whole"))
     wanted = {name: value.clone() for name, value in made[0].model.state_dict().items()}
     assert [leap["adopted"] for leap in rows(whole.folder, LEAPS)] == [True, True]
 
-    def stop(workload, index):
-        if index == 13:
-            raise InterruptionError
-
-    with captured(monkeypatch, stop), pytest.raises(InterruptionError):
+    with interrupted(monkeypatch, 13):
         run(config("halves"))
     with captured(monkeypatch) as made:
         halves = run(config("halves"))
@@ -95,9 +78,9 @@ def test_leaps_with_batch_norm_resume_bit_equal(tmp_path, monkeypatch, buffers):
 def test_recomputed_buffers_make_another_run(tmp_path, monkeypatch):
     ends = {}
     for buffers in ("keep", "recompute"):
-        changes = copy.deepcopy(SHORT) | {"leap": SHORT["leap"] | {"buffers": buffers}, "results_dir": str(tmp_path)}
+        changes = SHORT | {"leap": SHORT["leap"] | {"buffers": buffers}, "results_dir": str(tmp_path)}
         with captured(monkeypatch) as made:
-            run(of("digits_fcn", "predictor=linear", **changes))
+            run(config_of("digits_fcn", "predictor=linear", **changes))
         ends[buffers] = (flat(made[0].model), [b.clone() for b in made[0].model.buffers()])
     # In training mode batch norm uses the batch: the weights agree, the running statistics do not.
     assert torch.equal(ends["keep"][0], ends["recompute"][0])

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import twins
-from helpers import Lab, call, captured, flat, records, rows, write_texts
+from helpers import call, captured, flat, interrupted, records, rows
 from leapbench.names import CHECKPOINT, EVALS, PROPOSALS
 from leapbench.training.run import run
 from leapbench.training.workload import seed_of
@@ -36,15 +36,14 @@ betas: [0.8, 0.9]
 
 
 @pytest.fixture
-def lab(tmp_path, monkeypatch):
+def lab(fresh_lab, tmp_path, monkeypatch):
     """A place for runs beside a folder with an optimizer of the user's own, and the arguments that choose it."""
     (tmp_path / "two_rates.py").write_text(FILE)
     (tmp_path / "conf/optimizer").mkdir(parents=True)
     (tmp_path / "conf/optimizer/two_rates.yaml").write_text(YAML)
     monkeypatch.syspath_prepend(str(tmp_path))
-    place = Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "results")
-    place.chosen = ("--config-dir", str(tmp_path / "conf"), "optimizer=two_rates")
-    return place
+    fresh_lab.chosen = ("--config-dir", str(tmp_path / "conf"), "optimizer=two_rates")
+    return fresh_lab
 
 
 def folder_of(lab, suite):
@@ -105,17 +104,11 @@ def test_it_resumes_bit_equal(lab, tmp_path, monkeypatch):
     whole = call(monkeypatch, tmp_path, *lab.chosen, *lab.overrides(*words, "suite=whole"))
     assert whole.status == 0, whole.err
 
-    def stop(workload, index):
-        if index == 14 and not (folder_of(lab, "killed") / "again").exists():
-            (folder_of(lab, "killed") / "again").touch()
-            raise InterruptedError
-
     arguments = (*lab.chosen, *lab.overrides(*words, "suite=killed", "checkpoint.every_steps=3"))
-    with captured(monkeypatch, stop):
-        with pytest.raises(InterruptedError):
-            call(monkeypatch, tmp_path, *arguments)
-        assert (folder_of(lab, "killed") / CHECKPOINT).exists()
-        assert call(monkeypatch, tmp_path, *arguments).status == 0
+    with interrupted(monkeypatch, 14):
+        call(monkeypatch, tmp_path, *arguments)
+    assert (folder_of(lab, "killed") / CHECKPOINT).exists()
+    assert call(monkeypatch, tmp_path, *arguments).status == 0
     assert records(folder_of(lab, "killed")) == records(folder_of(lab, "whole"))
 
 
@@ -270,16 +263,10 @@ def test_a_wrapped_run_resumes_bit_equal(lab, mean, tmp_path, monkeypatch, mode)
     words = (*mode, "checkpoint.every_s=null")
     assert call(monkeypatch, tmp_path, *mean, *lab.overrides(*words, "suite=whole")).status == 0
 
-    def stop(workload, index):
-        if index == 14 and not (folder_of(lab, "killed") / "again").exists():
-            (folder_of(lab, "killed") / "again").touch()
-            raise InterruptedError
-
     arguments = (*mean, *lab.overrides(*words, "suite=killed", "checkpoint.every_steps=3"))
-    with captured(monkeypatch, stop):
-        with pytest.raises(InterruptedError):
-            call(monkeypatch, tmp_path, *arguments)
-        assert call(monkeypatch, tmp_path, *arguments).status == 0
+    with interrupted(monkeypatch, 14):
+        call(monkeypatch, tmp_path, *arguments)
+    assert call(monkeypatch, tmp_path, *arguments).status == 0
     assert records(folder_of(lab, "killed")) == records(folder_of(lab, "whole"))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from helpers import rows, script
 from leapbench import tables
-from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import rates, score
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = PROJECT
 sys.path.insert(0, str(GOLDEN))
 
 from regenerate import EXPECTED, PUBLISHED, write_tables  # noqa: E402
@@ -38,18 +36,6 @@ def only(suite, published, name):
 
 def rewrite(run: Path, file: str, rows: list[dict]) -> None:
     (run / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def rows_of(run: Path, file: str) -> list[dict]:
-    return [json.loads(line) for line in (run / file).read_text().splitlines()]
-
-
-def script(monkeypatch, name: str, *args: str) -> object:
-    """What the script exits with: 0, a status, or its error line."""
-    monkeypatch.setattr(sys, "argv", [name, *args])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
-    return ended.value.code
 
 
 # Golden tables
@@ -117,11 +103,11 @@ def test_rate_and_distance_by_hand(by_hand):
 def test_catastrophe_by_hand(tmp_path, published):
     for seed, factor in ((0, 10), (1, 30)):
         run = write_run(tmp_path / "s", seed, ("momentum",), ("code",), **SMALL)
-        rows = rows_of(run, "proposals.jsonl")
-        for row in rows:
+        found = rows(run, "proposals.jsonl")
+        for row in found:
             if row["predictor"] == "momentum":
                 row["loss_pred_nats"] = row["loss_now_nats"] * factor if row["step"] > 50 else None
-        rewrite(run, "proposals.jsonl", rows)
+        rewrite(run, "proposals.jsonl", found)
     frame = only(load_suite(tmp_path / "s"), published, "momentum_catastrophe").frame
     cell = frame.set_index(["predictor", "regime", "K"]).loc[("momentum", "all", 50)]
     assert cell["mean"] == pytest.approx(20) and cell["std"] == pytest.approx(200**0.5)
@@ -165,7 +151,7 @@ def test_cells_are_counted(tmp_path, published):
 
 def test_a_cell_without_records_is_shown_as_missing(tmp_path, published):
     run = write_run(tmp_path / "s", 0, skipped={"quadratic": "needs three snapshots"}, **SMALL)
-    kept = [row for row in rows_of(run, "proposals.jsonl") if row["predictor"] != "quadratic"]
+    kept = [row for row in rows(run, "proposals.jsonl") if row["predictor"] != "quadratic"]
     rewrite(run, "proposals.jsonl", kept)
     suite = load_suite(tmp_path / "s")
     table = only(suite, published, "acceptance_strict")
@@ -184,7 +170,7 @@ def test_a_cell_without_records_is_shown_as_missing(tmp_path, published):
 def test_a_regime_that_never_came_is_not_missing(tmp_path, published):
     run = write_run(tmp_path / "s", 0, **SMALL)
     for file in ("proposals.jsonl", "regimes.jsonl"):
-        rewrite(run, file, [{**row, "regime": "transition"} for row in rows_of(run, file)])
+        rewrite(run, file, [{**row, "regime": "transition"} for row in rows(run, file)])
     frame = only(load_suite(tmp_path / "s"), published, "acceptance_strict").frame
     chaotic = frame[frame["regime"] == "chaotic"]
     assert (chaotic["n_proposals"] == 0).all() and (chaotic["n_seeds"] == 0).all() and chaotic["mean"].isna().all()
@@ -220,11 +206,11 @@ def test_shared_rows_count_once(tmp_path, published):
     suite = load_suite(tmp_path / "s")
     assert suite.runs["trajectory"].nunique() == 1 and len(suite.runs) == 2
     key = ["step", "protocol", "predictor", "K"]
-    shared = rows_of(next((tmp_path / "s").iterdir()), "regimes.jsonl")
+    shared = rows(next((tmp_path / "s").iterdir()), "regimes.jsonl")
     with pytest.raises(RecordError, match=r"share a training but their proposals.jsonl differ at step="):
         assert not suite.proposals.duplicated(key).any()
     runs = sorted((tmp_path / "s").iterdir())
-    first, second = (rows_of(run, "proposals.jsonl") for run in runs)
+    first, second = (rows(run, "proposals.jsonl") for run in runs)
     known = {tuple(row[k] for k in key): row for row in first}
     rewrite(runs[1], "proposals.jsonl", [known.get(tuple(row[k] for k in key), row) for row in second])
     suite = load_suite(tmp_path / "s")
@@ -332,10 +318,10 @@ def test_protocols_stand_side_by_side(published):
     assert cell["code_mean"] == 0 and cell["exact_n_seeds"] == cell["code_n_seeds"] == 3
 
 
-def test_aggregate_script(tmp_path, monkeypatch, capsys):
+def test_aggregate_script(tmp_path, monkeypatch):
     tiny = ["--suite", "tiny", "--results", str(GOLDEN / "raw"), "--out", str(tmp_path)]
-    assert script(monkeypatch, "aggregate", *tiny) == 0
-    said = capsys.readouterr().out
+    status, said, _ = script(monkeypatch, "aggregate", *tiny)
+    assert status == 0
     assert "acceptance_strict: 40 cells (2 protocols x 2 predictors x 2 K x 5 seeds) + 40 control cells" in said
     assert "not counted: diverged" in said and "acceptance_strict.md" in said
     assert (tmp_path / "tables/tiny/acceptance_strict.tex").read_text().count(r"\toprule") == 2
@@ -347,14 +333,14 @@ def test_aggregate_script(tmp_path, monkeypatch, capsys):
 )
 def test_aggregate_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, more, words):
     results = GOLDEN / "raw" if "--only" in more else tmp_path
-    said = script(monkeypatch, "aggregate", "--results", str(results), "--out", str(tmp_path), *more)
+    said = script(monkeypatch, "aggregate", "--results", str(results), "--out", str(tmp_path), *more).status
     assert isinstance(said, str) and said.startswith("error: ") and words in said and "\n" not in said
 
 
 def test_report_script_links_what_it_wrote(tmp_path, monkeypatch):
     for seed in range(2):
         write_run(tmp_path / "raw" / "s", seed, (), K=(50,), steps=400)
-    assert script(monkeypatch, "report", "--results", str(tmp_path / "raw"), "--out", str(tmp_path)) == 0
+    assert script(monkeypatch, "report", "--results", str(tmp_path / "raw"), "--out", str(tmp_path)).status == 0
     page = tmp_path / "tables" / "s" / "README.md"
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())
     assert len(links) > 3 and all((page.parent / link).is_file() for link in links)
@@ -363,12 +349,13 @@ def test_report_script_links_what_it_wrote(tmp_path, monkeypatch):
 
 def test_calibrate_script(tmp_path, monkeypatch):
     out = tmp_path / "c.yaml"
-    assert script(monkeypatch, "calibrate", "--suite", "tiny", "--results", str(GOLDEN / "raw"), "--out", str(out)) == 0
+    tiny = ("--suite", "tiny", "--results", str(GOLDEN / "raw"), "--out", str(out))
+    assert script(monkeypatch, "calibrate", *tiny).status == 0
     found = yaml.safe_load(out.read_text())
     assert found["source"]["seeds"] == [0, 1, 2] and found["source"]["percentiles"] == [70, 30]
     run = next(r for r in found["source"]["run_ids"] if _seed(r) == 0)
-    rows = [row for row in rows_of(GOLDEN / "raw" / "tiny" / run, "regimes.jsonl") if row["protocol"] == "code"]
-    similarity = [row["similarity"] for row in rows if row["similarity"] is not None]
+    code = [row for row in rows(GOLDEN / "raw" / "tiny" / run, "regimes.jsonl") if row["protocol"] == "code"]
+    similarity = [row["similarity"] for row in code if row["similarity"] is not None]
     assert found["protocols"]["code"]["tau_high"][0] == pytest.approx(np.percentile(similarity, 70))
     assert found["protocols"]["code"]["tau_low"][0] == pytest.approx(np.percentile(similarity, 30))
 

@@ -1,7 +1,6 @@
 """Time to baseline, overhead and what comes after a leap: every definition on a few runs worked out by hand."""
 
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import script
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
-from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.headline import MARKS, headlines, into_readme
@@ -19,7 +18,6 @@ from leapbench.tables.methods import methods
 from leapbench.tables.time_to_baseline import leaps_of
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = PROJECT
 sys.path.insert(0, str(GOLDEN))
 
 from regenerate import PUBLISHED  # noqa: E402
@@ -51,13 +49,6 @@ def made(folder, published, name="time_to_baseline"):
 def at(frame, row, definition="ours", reference="tuned"):
     keyed = frame.set_index(["row", "definition", "reference"])
     return keyed.loc[(row, definition, reference)]
-
-
-def run_script(monkeypatch, name, *args):
-    monkeypatch.setattr(sys, "argv", [name, *args])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"), run_name="__main__")
-    return ended.value.code
 
 
 # Definitions
@@ -225,12 +216,12 @@ def test_a_method_is_compared_with_the_baseline_of_its_own_schedule_too(tmp_path
     assert at(frame, "none cosine tuned", reference="schedule")["steps_ratio"] == 1.0
 
 
-def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, monkeypatch, capsys):
+def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, monkeypatch):
     for seed in range(2):
         write_leap_run(tmp_path / "raw" / "s", seed, "linear", **FASTER)
     args = ["--results", str(tmp_path / "raw"), "--out", str(tmp_path)]
-    assert run_script(monkeypatch, "aggregate", *args) == 0
-    said = capsys.readouterr().out
+    status, said, _ = script(monkeypatch, "aggregate", *args)
+    assert status == 0
     line = next(line for line in said.splitlines() if "no time_to_baseline: No tuned baseline" in line)
     assert "fcn_small, digits, 200 steps of 48 has not been run to its end without a predictor" in line
     assert (
@@ -239,7 +230,7 @@ def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, 
         "eval.every=50 seed=0,1 runs it"
     ) in line
     assert not (tmp_path / "tables/s/time_to_baseline.csv").exists()
-    assert run_script(monkeypatch, "aggregate", *args, "--only", "time_to_baseline") == 0
+    assert script(monkeypatch, "aggregate", *args, "--only", "time_to_baseline")[0] == 0
     frame = pd.read_csv(tmp_path / "tables/s/time_to_baseline.csv")
     assert frame["n_seeds"].eq(0).all() and frame["best_validation_nats"].eq(0.8).all()
     assert "missing" in (tmp_path / "tables/s/time_to_baseline.md").read_text()
@@ -251,15 +242,15 @@ def test_a_suite_of_a_sweep_names_the_sweep(tmp_path, published):
     assert "make sweep NAME=ttb_embedded runs it" in lines[0]
 
 
-def test_a_diverged_baseline_is_an_error_and_other_workloads_are_written(tmp_path, monkeypatch, capsys):
+def test_a_diverged_baseline_is_an_error_and_other_workloads_are_written(tmp_path, monkeypatch):
     raw = tmp_path / "raw"
     gone = write_leap_run(raw / "s", model="vit_small", **BASE, status="diverged", reason="nan")
     write_leap_run(raw / "s", predictor="linear", model="vit_small", **FASTER)
     write_leap_run(raw / "s", **BASE)
     write_leap_run(raw / "s", predictor="linear", **FASTER)
-    assert run_script(monkeypatch, "aggregate", "--results", str(raw), "--out", str(tmp_path)) == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and errors[0].startswith("error: ")
+    end = script(monkeypatch, "aggregate", "--results", str(raw), "--out", str(tmp_path))
+    errors = end.err.splitlines()
+    assert end.status == 1 and len(errors) == 1 and errors[0].startswith("error: ")
     assert "vit_small, digits, 200 steps of 48: the tuned baseline diverged" in errors[0] and gone.name in errors[0]
     frame = pd.read_csv(tmp_path / "tables/s/time_to_baseline.csv")
     assert at(frame[frame["model"] == "fcn_small"], "linear strict")["n_seeds"] == 1
@@ -454,17 +445,17 @@ def test_no_suite_is_too_small(tmp_path, published, statuses):
     assert len(leaps_of(suite).rows) == 1
 
 
-def test_scripts_take_a_mixed_suite(tmp_path, monkeypatch, capsys):
+def test_scripts_take_a_mixed_suite(tmp_path, monkeypatch):
     raw = tmp_path / "raw"
     write_run(raw / "s", 0, (), K=(50,), steps=400)
     for seed in range(2):
         write_leap_run(raw / "s", seed, **BASE)
         write_leap_run(raw / "s", seed, "linear", **FASTER, leaps=(50, 100))
     args = ["--results", str(raw), "--out", str(tmp_path)]
-    assert run_script(monkeypatch, "aggregate", *args) == 0
-    said = capsys.readouterr().out
+    status, said, _ = script(monkeypatch, "aggregate", *args)
+    assert status == 0
     assert "time_to_baseline: 2 rows of 1 workload, 32 times to a target" in said and "linear strict" in said
-    assert run_script(monkeypatch, "report", *args) == 0
+    assert script(monkeypatch, "report", *args).status == 0
     page = tmp_path / "tables" / "s" / "README.md"
     links = re.findall(r"\]\(([^)]+)\)", page.read_text())
     assert all((page.parent / link).is_file() for link in links)

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import ALWAYS_STABLE, DROPOUT, Lab, call, captured, flat, records, rows, untimed, write_texts
+from helpers import (
+    ALWAYS_STABLE,
+    DROPOUT,
+    EVERY_3_STEPS,
+    call,
+    captured,
+    composed,
+    flat,
+    interrupted,
+    records,
+    rows,
+    untimed,
+)
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
@@ -19,13 +31,6 @@ from leapbench.training.run import run
 LEAP = ("mode=leap", "K=3", "leap.gate=any", "leap.follow=[2,5]")
 NEVER = ("protocol=paper", "predictor=momentum")  # its candidates are so far off that no rule that looks takes them
 BASELINE = ("mode=leap", "predictor=none")
-EVERY_3_STEPS = ("checkpoint.every_s=null", "checkpoint.every_steps=3")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    root = tmp_path_factory.mktemp("leap")
-    return Lab(write_texts(root / "texts"), root / "cache", root / "results")
 
 
 def trained(lab, monkeypatch, *extra, at_batch=None):
@@ -266,10 +271,6 @@ def test_pdts_acceleration_scheduler(tau, losses, expected):
     assert slowed((tau - 1) * 10, losses) == expected
 
 
-class InterruptionError(Exception):
-    """Stands for anything that goes wrong in the middle of a run."""
-
-
 @pytest.mark.parametrize(
     "extra",
     [
@@ -288,12 +289,8 @@ def test_a_run_killed_after_an_adoption_resumes_bit_equal(lab, monkeypatch, extr
     assert any(leap["adopted"] and leap["step"] < index for leap in leaps)
     assert any(leap["step"] > index for leap in leaps)
 
-    def stop(workload, drawn):
-        if drawn == index:
-            raise InterruptionError
-
     config = lab.config(*extra, *EVERY_3_STEPS, f"suite=killed{index}")
-    with captured(monkeypatch, stop), pytest.raises(InterruptionError):
+    with interrupted(monkeypatch, index):
         run(config)
     half = lab.results / f"killed{index}" / config.run_id
     assert (half / CHECKPOINT).exists()
@@ -308,13 +305,8 @@ def test_a_run_killed_after_an_adoption_resumes_bit_equal(lab, monkeypatch, extr
 
 def test_checkpoints_keep_position_and_moments(lab, monkeypatch):
     extra = (*LEAP, "predictor=linear", "leap.rule=always", "leap.moments=published", *EVERY_3_STEPS)
-
-    def stop(workload, drawn):
-        if drawn == 9:
-            raise InterruptionError
-
     config = lab.config(*extra, "suite=kept")
-    with captured(monkeypatch, stop), pytest.raises(InterruptionError):
+    with interrupted(monkeypatch, 9):
         run(config)
     state = torch.load(lab.results / "kept" / config.run_id / CHECKPOINT, weights_only=False)
     assert (state["step"], state["position"]) == (9, 12)  # a leap of 3 at step 8
@@ -373,7 +365,7 @@ def test_a_predictor_that_the_optimizer_cannot_serve_is_skipped(lab):
     assert end.status == "skipped" and "needs Adam moments" in end.reason
 
 
-def test_epochs_are_turned_into_steps(composed):
+def test_epochs_are_turned_into_steps():
     config = resolve(
         composed(
             "mode=leap", "predictor=linear", "+dataset.examples=22", "train.batch_size=4", "train.steps=6 epochs",

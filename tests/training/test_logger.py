@@ -122,16 +122,17 @@ def test_none_needs_no_wandb(monkeypatch):
     log.finish({"status": "completed"})
 
 
-def test_a_run_shows_its_metrics_and_figures(tiny, tmp_path, monkeypatch):
-    from helpers import rows
-    from leapbench.training.run import run
+def test_a_run_shows_its_metrics_and_figures(lab, tmp_path, monkeypatch):
+    from helpers import call, rows
 
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    end = run(tiny("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear"))
+    words = lab.overrides("logger=wandb", "wandb.mode=offline", f"wandb.dir={tmp_path}", "predictor=linear")
+    assert call(monkeypatch, tmp_path, *words).status == 0
+    (folder,) = (lab.results / "default").iterdir()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     shown = [values(r.history.item) for r in finished(file) if r.WhichOneof("record_type") == "history"]
     told = [float(row["validation/loss_nats"]) for row in shown if "validation/loss_nats" in row]
-    assert told == [row["loss_nats"] for row in rows(end.folder, "evals.jsonl") if row["split"] == "validation"]
+    assert told == [row["loss_nats"] for row in rows(folder, "evals.jsonl") if row["split"] == "validation"]
     images = {key.removesuffix("/_type") for row in shown for key, value in row.items() if value == '"image-file"'}
     assert {"loss_regimes", "similarity", "acceptance_strict", "distance"} <= images
-    assert file.name == f"run-{end.run_id}.wandb"
+    assert file.name == f"run-{folder.name}.wandb"

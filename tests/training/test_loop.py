@@ -12,14 +12,12 @@ from helpers import (
     ALL_PROTOCOLS,
     ALWAYS_STABLE,
     DROPOUT,
-    Lab,
     call,
     captured,
     flat,
     records,
     rows,
     untimed,
-    write_texts,
 )
 from leapbench.names import EVALS, LEAPS
 from leapbench.training.run import run
@@ -27,12 +25,6 @@ from leapbench.training.workload import seed_of
 
 # 30 = 2 x 15 puts most parameters at addresses that no vector unit is aligned to.
 ODD = ("model.config.n_embd=30",)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    root = tmp_path_factory.mktemp("loop")
-    return Lab(write_texts(root / "texts"), root / "cache", root / "results")
 
 
 def plain_training(config, workload):

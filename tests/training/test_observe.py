@@ -11,14 +11,13 @@ from helpers import (
     ALWAYS_STABLE,
     CONTEXTS,
     DROPOUT,
-    Lab,
+    PROBED,
     by_cell,
     call,
     captured,
     flat,
     rows,
     untimed,
-    write_texts,
 )
 from leapbench.config.errors import ConfigError
 from leapbench.names import CASCADE, EVALS, LANDSCAPE, PROPOSALS, REGIMES
@@ -29,13 +28,6 @@ from leapbench.training.run import run
 
 PROTOCOLS = ("exact", "paper", "code")
 STEPS, INTERVAL, HORIZONS = 24, 4, (3, 4, 8)
-PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    root = tmp_path_factory.mktemp("observe")
-    return Lab(write_texts(root / "texts"), root / "cache", root / "results")
 
 
 @pytest.fixture(scope="module")

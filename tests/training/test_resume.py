@@ -13,48 +13,26 @@ from helpers import (
     ALL_PROTOCOLS,
     ALWAYS_STABLE,
     DROPOUT,
-    Lab,
+    EVERY_3_STEPS,
+    NO_CHECKPOINTS,
+    PROBED,
     call,
     captured,
     flat,
+    interrupted,
     records,
     start,
-    write_texts,
 )
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, LOCK, STREAMS, SUMMARY
 from leapbench.records.folder import RunFolder
 from leapbench.records.lock import OWNER
 from leapbench.training.run import run
 
-PROBED = ("cascade.enabled=true", "landscape.enabled=true", *ALWAYS_STABLE)
-NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
-EVERY_3_STEPS = ("checkpoint.every_s=null", "checkpoint.every_steps=3")
 
-
-@pytest.fixture
-def lab(tmp_path):
-    return Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "results")
-
-
-class InterruptionError(Exception):
-    """Stands for anything that goes wrong in the middle of a run."""
-
-
-def interrupt(monkeypatch, config, index):
-    """Run until update `index` is about to be drawn for the first time."""
-
-    def stop(workload, drawn):
-        if drawn == index:
-            raise InterruptionError
-
-    with captured(monkeypatch, stop), pytest.raises(InterruptionError):
-        run(config)
-
-
-def uninterrupted(lab, monkeypatch, *extra):
+def uninterrupted(fresh_lab, monkeypatch, *extra):
     """Records and final weights of the same run, left alone, in another suite."""
     with captured(monkeypatch) as made:
-        end = run(lab.config(*extra, *NO_CHECKPOINTS, "suite=uninterrupted"))
+        end = run(fresh_lab.config(*extra, *NO_CHECKPOINTS, "suite=uninterrupted"))
     assert end.status == "completed"
     return records(end.folder), flat(made[0].model)
 
@@ -77,12 +55,12 @@ def owner(folder):
 
 
 @pytest.mark.timeout(900)  # four starts of Python with torch
-def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch, request):
+def test_killed_three_times_and_started_again(fresh_lab, tmp_path, monkeypatch, request):
     extra = ("predictor=[linear,momentum]", "protocol=[exact,code]", "train.steps=36", *PROBED, *DROPOUT)
-    expected, _ = uninterrupted(lab, monkeypatch, *extra)
+    expected, _ = uninterrupted(fresh_lab, monkeypatch, *extra)
     assert all(found for stream, found in expected.items() if stream != LEAPS)
-    arguments = lab.overrides(*extra, *EVERY_3_STEPS)
-    folder = lab.results / "default" / lab.config(*extra).run_id
+    arguments = fresh_lab.overrides(*extra, *EVERY_3_STEPS)
+    folder = fresh_lab.results / "default" / fresh_lab.config(*extra).run_id
     rng = random.Random(20260131)
     for low, high in ((1, 9), (10, 18), (19, 27)):
         moment, delay = rng.randint(low, high), rng.uniform(0, 0.2)
@@ -93,12 +71,12 @@ def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch, reques
         time.sleep(delay)
         if low == 1:
             process.send_signal(signal.SIGSTOP)
-            before = lab.files()
+            before = fresh_lab.files()
             second = call(monkeypatch, tmp_path, *arguments)
             assert second.status == 2
             (line,) = second.err.splitlines()
             assert f"already being run by process {process.pid}" in line and folder.name in line
-            assert lab.files() == before
+            assert fresh_lab.files() == before
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
@@ -113,12 +91,13 @@ def test_killed_three_times_and_started_again(lab, tmp_path, monkeypatch, reques
 
 
 @pytest.mark.parametrize("index", [11, 16], ids=["between checkpoints", "just after one"])
-def test_resume_is_bit_equal_with_everything_on(lab, monkeypatch, index):
+def test_resume_is_bit_equal_with_everything_on(fresh_lab, monkeypatch, index):
     extra = (ALL_PREDICTORS, ALL_PROTOCOLS, "landscape.enabled=true", "K=[3,8]", *ALWAYS_STABLE, *DROPOUT)
-    expected, weights = uninterrupted(lab, monkeypatch, *extra)
-    config = lab.config(*extra, *EVERY_3_STEPS)
-    interrupt(monkeypatch, config, index)
-    folder = lab.results / "default" / config.run_id
+    expected, weights = uninterrupted(fresh_lab, monkeypatch, *extra)
+    config = fresh_lab.config(*extra, *EVERY_3_STEPS)
+    with interrupted(monkeypatch, index):
+        run(config)
+    folder = fresh_lab.results / "default" / config.run_id
     summary = json.loads((folder / SUMMARY).read_text())
     assert summary["status"] == "failed" and "InterruptionError" in summary["traceback"]
     with captured(monkeypatch) as made:
@@ -127,34 +106,37 @@ def test_resume_is_bit_equal_with_everything_on(lab, monkeypatch, index):
     assert flat(made[0].model).equal(weights)
 
 
-def test_resume_with_another_optimizer(lab, monkeypatch):
+def test_resume_with_another_optimizer(fresh_lab, monkeypatch):
     extra = ("predictor=[linear,momentum]", "optimizer=sgd_momentum", *DROPOUT)
-    expected, weights = uninterrupted(lab, monkeypatch, *extra)
-    config = lab.config(*extra, *EVERY_3_STEPS)
-    interrupt(monkeypatch, config, 14)
+    expected, weights = uninterrupted(fresh_lab, monkeypatch, *extra)
+    config = fresh_lab.config(*extra, *EVERY_3_STEPS)
+    with interrupted(monkeypatch, 14):
+        run(config)
     with captured(monkeypatch) as made:
         end = run(config)
     assert records(end.folder) == expected
     assert flat(made[0].model).equal(weights)
 
 
-def test_summaries_of_resumed_runs_are_whole(lab, monkeypatch):
+def test_summaries_of_resumed_runs_are_whole(fresh_lab, monkeypatch):
     extra = ("predictor=linear", "eval.every=100")  # validation is scored at the end only
-    whole = run(lab.config(*extra, "suite=uninterrupted"))
-    config = lab.config(*extra, *EVERY_3_STEPS)
-    interrupt(monkeypatch, config, 22)
+    whole = run(fresh_lab.config(*extra, "suite=uninterrupted"))
+    config = fresh_lab.config(*extra, *EVERY_3_STEPS)
+    with interrupted(monkeypatch, 22):
+        run(config)
     first, second = (json.loads((end.folder / SUMMARY).read_text()) for end in (whole, run(config)))
     for key in ("status", "steps", "final", "best", "skipped"):
         assert first[key] == second[key]
     assert second["totals"].keys() == first["totals"].keys()
 
 
-def test_torn_and_surplus_rows_are_cut_off(lab, monkeypatch):
+def test_torn_and_surplus_rows_are_cut_off(fresh_lab, monkeypatch):
     extra = ("predictor=linear",)
-    expected, _ = uninterrupted(lab, monkeypatch, *extra)
-    config = lab.config(*extra, *EVERY_3_STEPS)
-    interrupt(monkeypatch, config, 14)
-    folder = lab.results / "default" / config.run_id
+    expected, _ = uninterrupted(fresh_lab, monkeypatch, *extra)
+    config = fresh_lab.config(*extra, *EVERY_3_STEPS)
+    with interrupted(monkeypatch, 14):
+        run(config)
+    folder = fresh_lab.results / "default" / config.run_id
     for stream in STREAMS:
         with (folder / stream).open("ab") as file:
             file.write(b'{"step": 12, "protocol": "exact"}\n{"step": 16, "pro')
@@ -163,17 +145,18 @@ def test_torn_and_surplus_rows_are_cut_off(lab, monkeypatch):
     assert records(folder) == expected
 
 
-def test_without_a_checkpoint_it_starts_over(lab, monkeypatch):
+def test_without_a_checkpoint_it_starts_over(fresh_lab, monkeypatch):
     extra = ("predictor=linear",)
-    expected, _ = uninterrupted(lab, monkeypatch, *extra)
-    config = lab.config(*extra, *NO_CHECKPOINTS)
-    interrupt(monkeypatch, config, 14)
+    expected, _ = uninterrupted(fresh_lab, monkeypatch, *extra)
+    config = fresh_lab.config(*extra, *NO_CHECKPOINTS)
+    with interrupted(monkeypatch, 14):
+        run(config)
     end = run(config)
     assert records(end.folder) == expected
 
 
-def test_a_run_that_another_process_finished_meanwhile_is_left_alone(lab, monkeypatch):
-    config = lab.config("predictor=linear")
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(fresh_lab, monkeypatch):
+    config = fresh_lab.config("predictor=linear")
     ends = []
 
     class Slow:
@@ -193,12 +176,12 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(lab, monkey
     assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*")} == ends[1]
 
 
-def test_locks_of_the_dead_are_taken_over_and_those_of_the_living_are_not(lab, monkeypatch):
-    config = lab.config("predictor=none")
-    folder = RunFolder(lab.results / "default" / config.run_id)
+def test_locks_of_the_dead_are_taken_over_and_those_of_the_living_are_not(fresh_lab, monkeypatch):
+    config = fresh_lab.config("predictor=none")
+    folder = RunFolder(fresh_lab.results / "default" / config.run_id)
     folder.acquire()
     path = folder.path / LOCK / OWNER
-    gone = start(lab.texts, "--version")  # a process id that is no longer in use
+    gone = start(fresh_lab.texts, "--version")  # a process id that is no longer in use
     gone.communicate()
     dead = {**json.loads(path.read_text()), "pid": gone.pid}
     elsewhere = {**dead, "host": "another-machine"}

@@ -8,18 +8,11 @@ from types import SimpleNamespace
 import pytest
 from submitit.core.utils import UncompletedJobError
 
-from helpers import DROPOUT, Lab, captured, records, write_texts
+from helpers import DROPOUT, NO_CHECKPOINTS, captured, records
 from leapbench.cluster.slurm import SlurmError
 from leapbench.names import CHECKPOINT, LOCK, SUMMARY
 from leapbench.training.run import run
 from leapbench.training.signals import Deferred, Terminated
-
-NO_CHECKPOINTS = ("checkpoint.every_s=null", "checkpoint.every_steps=null")
-
-
-@pytest.fixture
-def lab(tmp_path):
-    return Lab(write_texts(tmp_path / "texts"), tmp_path / "cache", tmp_path / "results")
 
 
 @pytest.fixture
@@ -50,12 +43,12 @@ def refuse(signum, frame):
     ],
     ids=["alone", "requeued", "ended by the requeue", "given up", "ignored"],
 )
-def test_a_signal_is_answered_after_a_checkpoint(lab, monkeypatch, handlers, signum, handler, raised):
+def test_a_signal_is_answered_after_a_checkpoint(fresh_lab, monkeypatch, handlers, signum, handler, raised):
     signal.signal(signum, handler)
     extra = ("predictor=[linear,momentum]", *DROPOUT, *NO_CHECKPOINTS)
-    expected = records(run(lab.config(*extra, "suite=whole")).folder)
-    config = lab.config(*extra)
-    folder = lab.results / "default" / config.run_id
+    expected = records(run(fresh_lab.config(*extra, "suite=whole")).folder)
+    config = fresh_lab.config(*extra)
+    folder = fresh_lab.results / "default" / config.run_id
     steps = []
 
     def at(workload, index):

@@ -1,6 +1,5 @@
 """Image workloads: paired batches, fresh draws, batch norm's buffers, and the published recipes end to end in small."""
 
-import copy
 import io
 import json
 from pathlib import Path
@@ -10,14 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from helpers import composed, flat, rows, untimed
+from helpers import config_of, flat, rows, untimed
 from leapbench.config.errors import ConfigError
-from leapbench.config.resolve import resolve
-from leapbench.config.schema import RunConfig
 from leapbench.prediction.candidate import candidate_loss
 from leapbench.prediction.weights import FlatWeights
 from leapbench.training.run import run
@@ -25,13 +21,6 @@ from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
 SMALL = ("fcn", "alexnet", "resnet", "vit")
-
-
-def config_of(experiment: str, changes: dict | None = None, *choices: str) -> RunConfig:
-    cfg = copy.deepcopy(composed(f"experiment={experiment}", *choices))
-    OmegaConf.set_struct(cfg, False)
-    cfg.merge_with({"progress": False, "device": "cpu", **(changes or {})})
-    return resolve(cfg)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +50,7 @@ def test_batches_are_functions_of_seed_and_index(fcn):
     fcn.train_batch(4)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(later["pixel_values"], earlier["pixel_values"])
-    reseeded = Workload(config_of("digits_fcn", {"seed": 1}), CPU)
+    reseeded = Workload(config_of("digits_fcn", seed=1), CPU)
     assert not torch.equal(reseeded.train_batch(3)["labels"], earlier["labels"])
     assert not torch.equal(flat(reseeded.model), flat(fcn.model))
 
@@ -96,19 +85,19 @@ def test_a_score_is_the_loss_and_the_share_of_right_answers(fcn):
     assert fcn.score(fcn.model, "verification").loss == fcn.verification_loss(fcn.model) != score.loss
 
 
-def test_texts_have_no_accuracy(tiny):
-    workload = Workload(tiny(), CPU)
+def test_texts_have_no_accuracy(lab):
+    workload = Workload(lab.config(), CPU)
     score = workload.score(workload.model, "validation")
     assert score.accuracy is None
     assert score.loss == workload.score(workload.model, "validation").loss
 
 
 @pytest.mark.parametrize("kind", ["images", "texts"])
-def test_draws_depend_on_the_seed_and_their_number_alone(fcn, tiny, kind):
+def test_draws_depend_on_the_seed_and_their_number_alone(fcn, lab, kind):
     if kind == "images":
-        first, second = fcn, Workload(config_of("digits_fcn", {"seed": 1}), CPU)
+        first, second = fcn, Workload(config_of("digits_fcn", seed=1), CPU)
     else:
-        first, second = Workload(tiny("dataset.tokens=8"), CPU), Workload(tiny("dataset.tokens=8", "seed=1"), CPU)
+        first, second = (Workload(lab.config("dataset.tokens=8", f"seed={seed}"), CPU) for seed in (0, 1))
     losses = []
     for index in (0, 1, 7, 1):
         first.draw(index)
@@ -139,7 +128,7 @@ def test_draws_reach_the_whole_verification_split(fcn):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_probe_states_are_what_the_classifier_sees(name):
-    workload = Workload(config_of(f"digits_{name}", {"regime": {"probes": 5}}), CPU)
+    workload = Workload(config_of(f"digits_{name}", regime={"probes": 5}), CPU)
     hidden, mask = workload.probe_states()
     assert hidden.shape[:2] == (5, 1)
     assert mask is None
@@ -250,7 +239,7 @@ SHORT = {
 
 def test_observing_images_records_accuracy(tmp_path):
     changes = SHORT | {"K": [2, 4], "results_dir": str(tmp_path), "schedule": {"warmup": 0}}
-    end = run(config_of("digits_resnet", changes, "predictor=linear"))
+    end = run(config_of("digits_resnet", "predictor=linear", **changes))
     assert end.status == "completed"
     evals = rows(end.folder, "evals.jsonl")
     scored = [row for row in evals if row["split"] == "validation"]
@@ -316,7 +305,7 @@ def test_published_recipe_runs_and_leaps(experiment, hub, tmp_path):
     schedule = {"warmup": 0 if cifar else "1 epoch"}
     if experiment in ("pdt_resnet50", "pdt_vit_huge"):
         schedule["restart_at"] = "4 epochs"
-    config = config_of(experiment, changes | {"schedule": schedule})
+    config = config_of(experiment, **changes, schedule=schedule)
     end = run(config)
     assert end.status == "completed"
     leaps = untimed(end.folder, "leaps.jsonl")
@@ -360,5 +349,5 @@ def test_mistakes_are_one_line(choices, changes, message, tmp_path):
             "cache_dir": str(tmp_path / "cache"),
         }  # fmt: skip
     with pytest.raises(ConfigError, match=message) as caught:
-        Workload(config_of("digits_fcn", changes, *choices), CPU)
+        Workload(config_of("digits_fcn", *choices, **changes), CPU)
     assert "\n" not in str(caught.value)

@@ -38,7 +38,7 @@ from slurm_cluster import SlurmCluster, checkout, unavailable
 SUITE = "chaos"
 DECK = {"kill -9": 5, "scontrol requeue": 4, "scancel --signal=USR2": 4, "controller killed": 2, "disk full": 2}
 RESUBMIT_S = 20.0
-AWAY_S, FULL_S = 10.0, 15.0  # how long the controller is away, and the disk full
+DOWN_S, FULL_S = 10.0, 15.0  # how long the controller is down, and the disk full
 BETWEEN_S = (5.0, 20.0)  # from one fault to the next
 RUNS = 20
 DISK = "1g"
@@ -48,32 +48,32 @@ TIMED = re.compile(r"charged|_s$|excess|baseline_loss|(overhead|snapshot|regime|
 
 
 class Victims:
-    """The runs of the suite that train at this moment."""
+    """The runs of the suite that are training now."""
 
-    def __init__(self, suite: Path, dice: random.Random) -> None:
-        self.survey, self.suite, self.dice = Survey(suite), suite, dice
+    def __init__(self, suite: Path, rng: random.Random) -> None:
+        self.survey, self.suite, self.rng = Survey(suite), suite, rng
 
-    def one(self) -> tuple[str, str, int] | None:
-        """The run id, the job and the process of a run that has begun to train; None if there is none."""
-        found, jobs = [], queue() or {}
+    def draw(self) -> tuple[str, str, int] | None:
+        """The run id, job and pid of a run drawn at random; None if none is training."""
+        running, jobs = [], queue() or {}
         for state in self.survey.look(jobs).values():
             meta = state.folder / META
             if state.status == "running" and meta.is_file() and not (state.folder / SUMMARY).is_file():
                 start = json.loads(meta.read_text())["starts"][-1]
                 if start["slurm_job"] in jobs:
-                    found.append((state.run_id, start["slurm_job"], start["pid"]))
-        return self.dice.choice(found) if found else None
+                    running.append((state.run_id, start["slurm_job"], start["pid"]))
+        return self.rng.choice(running) if running else None
 
 
 @contextlib.contextmanager
 def small_disk(size: str) -> Iterator[Path]:
     """A file system in memory of `size`."""
-    with tempfile.TemporaryDirectory(prefix="chaos", dir="/tmp") as place:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=True)
+    with tempfile.TemporaryDirectory(prefix="chaos", dir="/tmp") as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
         try:
-            yield Path(place)
+            yield Path(folder)
         finally:
-            subprocess.run(["umount", "--lazy", place], check=True)
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def fill(disk: Path) -> Path:
@@ -89,16 +89,16 @@ def fill(disk: Path) -> Path:
 
 
 def inject(fault: str, victims: Victims, cluster: SlurmCluster, disk: Path) -> str | None:
-    """Carry out one fault; whom it met, None if there was nobody to meet."""
+    """Inject one fault; the run or runs it hit, None if there were none."""
     if fault == "controller killed":
-        cluster.restart_controller(AWAY_S)
+        cluster.restart_controller(DOWN_S)
         return "every job"
     if fault == "disk full":
         filler = fill(disk)
         time.sleep(FULL_S)
         filler.unlink()
         return "every run"
-    victim = victims.one()
+    victim = victims.draw()
     if victim is None:
         return None
     run_id, job, pid = victim
@@ -108,15 +108,15 @@ def inject(fault: str, victims: Victims, cluster: SlurmCluster, disk: Path) -> s
         except ProcessLookupError:
             return None
     else:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # scancel tries again where the job has already left
-            done = subprocess.run([*fault.split(), job], env=cluster.env, capture_output=True, timeout=5)
-            if done.returncode:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # scancel retries if the job has already left the queue
+            result = subprocess.run([*fault.split(), job], env=cluster.env, capture_output=True, timeout=5)
+            if result.returncode:
                 return None
     return run_id
 
 
 class User:
-    """Somebody who gives commands, the same ones again and again."""
+    """A user who repeats the same commands."""
 
     def __init__(self, project: Path, env: dict[str, str]) -> None:
         self.project, self.env = project, env
@@ -124,60 +124,60 @@ class User:
     def script(self, name: str, *arguments: str) -> tuple[int, str]:
         """Exit status and output of one of the project's scripts."""
         command = [sys.executable, str(self.project / "scripts" / f"{name}.py"), *arguments]
-        done = subprocess.run(command, cwd=self.project, env=self.env, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        if "Traceback" in said:
-            raise AssertionError(f"{name} ended with a traceback\n{said}")
-        return done.returncode, said
+        result = subprocess.run(command, cwd=self.project, env=self.env, capture_output=True, text=True)
+        output = result.stdout + result.stderr
+        if "Traceback" in output:
+            raise AssertionError(f"{name} ended with a traceback\n{output}")
+        return result.returncode, output
 
-    def insist(self, results: Path, say: Callable[[str], None]) -> None:
-        """Submit what is missing, partial or failed, until nothing is."""
+    def submit_all(self, results: Path, log: Callable[[str], None]) -> None:
+        """Submit what is missing, partial or failed until all runs are complete."""
         while True:
-            say(self.script("submit", SUITE, "--retry", "failed", "--", *LAUNCHER, f"results_dir={results}")[1])
+            log(self.script("submit", SUITE, "--retry", "failed", "--", *LAUNCHER, f"results_dir={results}")[1])
             time.sleep(RESUBMIT_S)
-            said = self.script("status", SUITE, "--results", str(results))[1]
-            if f"all {RUNS} completed" in said:
-                say(said)
+            output = self.script("status", SUITE, "--results", str(results))[1]
+            if f"all {RUNS} completed" in output:
+                log(output)
                 return
 
 
 def rows(suite: Path) -> Counter[tuple[str, str, str]]:
-    """How often each row occurs: by run, stream, and all that is in it but seconds."""
-    found: Counter[tuple[str, str, str]] = Counter()
+    """How often each row occurs, by run, stream and the row without its seconds."""
+    counts: Counter[tuple[str, str, str]] = Counter()
     for folder in suite.glob("[!.]*"):
         for stream in STREAMS:
-            found.update((folder.name, stream, row) for row in untimed(folder / stream))
-    return found
+            counts.update((folder.name, stream, row) for row in untimed(folder / stream))
+    return counts
 
 
 def tables(user: User, results: Path, suite: str, out: Path) -> dict[str, pd.DataFrame]:
-    """The suite's tables, without the columns that hang on the clock."""
+    """The suite's tables, without the columns that depend on the clock."""
     published = PROJECT / "results" / "published"
     arguments = ("--suite", suite, "--results", results, "--out", out, "--published", published)
-    status, said = user.script("aggregate", *map(str, arguments))
+    status, output = user.script("aggregate", *map(str, arguments))
     if status:
-        raise AssertionError(said)
+        raise AssertionError(output)
     frames = {path.name: pd.read_csv(path) for path in sorted((out / "tables" / suite).glob("*.csv"))}
     return {name: frame[[c for c in frame.columns if not TIMED.search(c)]] for name, frame in frames.items()}
 
 
 def disturb(
-    deck: list[str], dice: random.Random, user: User, cluster: SlurmCluster, disk: Path, say: Callable[[str], None]
+    deck: list[str], rng: random.Random, user: User, cluster: SlurmCluster, disk: Path, log: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """Play the deck while the user insists, to the end of all runs; the faults with their victims."""
-    results, faults, began = disk / "raw", [], time.monotonic()
+    """Inject the faults of the deck while the user resubmits, until all runs are complete; the faults and victims."""
+    results, faults, start = disk / "raw", [], time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(user.insist, results, say)
-        while not (results / SUITE).is_dir() and not done.done():
+        submission = pool.submit(user.submit_all, results, log)
+        while not (results / SUITE).is_dir() and not submission.done():
             time.sleep(1)
-        victims = Victims(results / SUITE, dice)
-        while not done.done():
+        victims = Victims(results / SUITE, rng)
+        while not submission.done():
             time.sleep(1)
             if deck and (victim := inject(deck[-1], victims, cluster, disk)) is not None:
                 faults.append((deck.pop(), victim))
-                say(f"{time.monotonic() - began:5.0f} s: {faults[-1][0]}: {victim}")
-                time.sleep(dice.uniform(*BETWEEN_S))
-        done.result()
+                log(f"{time.monotonic() - start:5.0f} s: {faults[-1][0]}: {victim}")
+                time.sleep(rng.uniform(*BETWEEN_S))
+        submission.result()
     return faults
 
 
@@ -191,9 +191,9 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    dice = random.Random(args.seed)
+    rng = random.Random(args.seed)
     deck = [fault for fault, count in DECK.items() for _ in range(count)]
-    dice.shuffle(deck)
+    rng.shuffle(deck)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos", dir="/tmp")))
         disk = stack.enter_context(small_disk(DISK))
@@ -201,35 +201,38 @@ def main() -> int:
         os.environ["SLURM_CONF"] = cluster.env["SLURM_CONF"]
         project = checkout(PROJECT, scratch / "project")
         user = User(project, {**cluster.env, "PYTHONPATH": str(project / "src")})
-        faults = disturb(deck, dice, user, cluster, disk, lambda line: print(line.rstrip(), flush=True))
+        faults = disturb(deck, rng, user, cluster, disk, lambda line: print(line.rstrip(), flush=True))
         extra = ("suite=undisturbed", "hydra.launcher.n_jobs=2", "device=cpu", f"results_dir={scratch / 'raw'}")
-        status, said = user.script("sweep", SUITE, "--", *extra)
+        status, output = user.script("sweep", SUITE, "--", *extra)
         if status:
-            raise AssertionError(said)
-        here, there = rows(scratch / "raw" / "undisturbed"), rows(disk / "raw" / SUITE)
-        one = tables(user, scratch / "raw", "undisturbed", scratch)
-        other = tables(user, disk / "raw", SUITE, scratch)
+            raise AssertionError(output)
+        expected_rows, actual_rows = rows(scratch / "raw" / "undisturbed"), rows(disk / "raw" / SUITE)
+        expected_tables = tables(user, scratch / "raw", "undisturbed", scratch)
+        actual_tables = tables(user, disk / "raw", SUITE, scratch)
         metas = [json.loads((folder / META).read_text()) for folder in (disk / "raw" / SUITE).glob("[!.]*")]
         facts = {
             "runs complete": len(metas),
             "starts": sum(len(meta["starts"]) for meta in metas),
             "arrays submitted": len(submissions(disk / "raw" / SUITE)),
-            "rows of the undisturbed sweep": here.total(),
-            "rows lost": (here - there).total(),
-            "rows doubled or changed": (there - here).total(),
-            "tables": len(one),
-            "tables that differ": sum(name not in other or not one[name].equals(other[name]) for name in one),
+            "rows of the undisturbed sweep": expected_rows.total(),
+            "rows lost": (expected_rows - actual_rows).total(),
+            "rows doubled or changed": (actual_rows - expected_rows).total(),
+            "tables": len(expected_tables),
+            "tables that differ": sum(
+                name not in actual_tables or not expected_tables[name].equals(actual_tables[name])
+                for name in expected_tables
+            ),
         }
     counts = Counter(fault for fault, _ in faults)
-    ended = {meta["run_id"] for meta in metas}
-    survived = Counter(fault for fault, victim in faults if victim in ended or victim.startswith("every"))
+    run_ids = {meta["run_id"] for meta in metas}
+    survived = Counter(fault for fault, victim in faults if victim in run_ids or victim.startswith("every"))
     write(args.out, args.seed, counts, survived, facts)
     print((args.out / "chaos.md").read_text())
     return int(bool(facts["rows lost"] or facts["rows doubled or changed"] or facts["tables that differ"]))
 
 
 def provenance() -> str:
-    """Which code this is."""
+    """The commit of the code."""
     return f"code of commit `{str(commit.current())[:12]}`" + (", changed" if commit.changes() else "")
 
 

@@ -101,33 +101,33 @@ Rows = dict[str, list[str]]
 
 
 def write_texts(folder: Path) -> None:
-    """The same 200 little texts every time."""
+    """The same 200 short texts every time."""
     folder.mkdir(parents=True, exist_ok=True)
-    dice = random.Random(0)
+    rng = random.Random(0)
     for number in range(200):
-        (folder / f"{number:03}.txt").write_text(" ".join(dice.choice(WORDS) for _ in range(80)))
+        (folder / f"{number:03}.txt").write_text(" ".join(rng.choice(WORDS) for _ in range(80)))
 
 
-def carry_out(name: str, project: Path, place: Path) -> Rows:
+def carry_out(name: str, project: Path, folder: Path) -> Rows:
     """Run `name` with the code of `project`; its rows by file, without the clock's columns.
 
     Raises:
-        RuntimeError: it left no run folder, or was to be killed and ended before.
+        RuntimeError: it left no run folder, or ended before it could be killed.
     """
-    suite = place / name
-    places = [f"suite={name}", f"results_dir={place}", f"cache_dir={place / 'cache'}"]
+    suite = folder / name
+    settings = [f"suite={name}", f"results_dir={folder}", f"cache_dir={folder / 'cache'}"]
     if "dataset=text_files" in RUNS[name]:
-        places.append(f"dataset.path={place.parent / 'texts'}")
-    # Of an override that is given twice the last one counts, which Hydra leaves to us.
-    given = {word.partition("=")[0]: word for word in (*RUNS[name], *places)}
-    command = [sys.executable, str(project / "train.py"), *given.values()]
+        settings.append(f"dataset.path={folder.parent / 'texts'}")
+    # Where a key is overridden twice, only the last value is passed to Hydra.
+    overrides = {word.partition("=")[0]: word for word in (*RUNS[name], *settings)}
+    command = [sys.executable, str(project / "train.py"), *overrides.values()]
     env = {**os.environ, "PYTHONPATH": str(project / "src")}
     if name in KILLED:
         kill_in_the_middle(command, env, suite)
-    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     folders = [path for path in suite.glob("[!.]*") if path.is_dir()]
     if len(folders) != 1:
-        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{name}: {result.stderr[-2000:]}")
     summary = json.loads((folders[0] / "summary.json").read_text())
     end = {key: summary[key] for key in ("status", "reason", "steps", "position", "final", "best")}
     rows = {path.name: untimed(path) for path in sorted(folders[0].glob("*.jsonl"))}
@@ -135,7 +135,7 @@ def carry_out(name: str, project: Path, place: Path) -> Rows:
 
 
 def kill_in_the_middle(command: list[str], env: dict[str, str], suite: Path) -> None:
-    """Start `command`, and end it without warning once a checkpoint is there."""
+    """Start `command` and kill it once it has written a checkpoint."""
     child = subprocess.Popen(command, cwd=suite.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and not list(suite.glob("*/checkpoint/state.*")):
         time.sleep(0.02)
@@ -152,29 +152,29 @@ def untimed(path: Path) -> list[str]:
     return [json.dumps({k: v for k, v in row.items() if not k.endswith("_s")}, sort_keys=True) for row in rows]
 
 
-def record(project: Path, place: Path, names: list[str]) -> dict[str, Rows]:
+def record(project: Path, folder: Path, names: list[str]) -> dict[str, Rows]:
     """The rows of all runs, two at a time."""
-    place.mkdir()
+    folder.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(lambda name: carry_out(name, project, place), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: carry_out(name, project, folder), names), strict=True))
 
 
-def of_revision(revision: str, place: Path, names: list[str]) -> dict[str, Rows]:
-    """The rows of all runs as the code of `revision` makes them; made once."""
+def of_revision(revision: str, folder: Path, names: list[str]) -> dict[str, Rows]:
+    """The rows of all runs with the code of `revision`, cached in the temporary folder."""
     git = ["git", "-C", str(PROJECT)]
     commit = subprocess.run([*git, "rev-parse", f"{revision}^{{commit}}"], check=True, capture_output=True, text=True)
-    asked = hashlib.sha256(json.dumps([commit.stdout, RUNS], sort_keys=True).encode()).hexdigest()[:12]
-    kept = Path(tempfile.gettempdir()) / f"leapbench_rows_{asked}.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
-    if missing := [name for name in names if name not in known]:
-        tree = place / "tree"
+    key = hashlib.sha256(json.dumps([commit.stdout, RUNS], sort_keys=True).encode()).hexdigest()[:12]
+    cache = Path(tempfile.gettempdir()) / f"leapbench_rows_{key}.json"
+    rows = json.loads(cache.read_text()) if cache.is_file() else {}
+    if missing := [name for name in names if name not in rows]:
+        tree = folder / "tree"
         subprocess.run([*git, "worktree", "add", "-q", "--detach", tree, commit.stdout.strip()], check=True)
         try:
-            known |= record(tree, place / "before", missing)
+            rows |= record(tree, folder / "before", missing)
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", tree], check=True)
-        kept.write_text(json.dumps(known))
-    return {name: known[name] for name in names}
+        cache.write_text(json.dumps(rows))
+    return {name: rows[name] for name in names}
 
 
 def differences(before: dict[str, Rows], after: dict[str, Rows]) -> list[str]:
@@ -184,12 +184,12 @@ def differences(before: dict[str, Rows], after: dict[str, Rows]) -> list[str]:
         for file in sorted(files.keys() | after[name].keys()):
             old, new = files.get(file, []), after[name].get(file, [])
             if old != new:
-                at = next(
+                index = next(
                     (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
                 )
-                shown = [rows[at] if at < len(rows) else "(no such row)" for rows in (old, new)]
+                pair = [rows[index] if index < len(rows) else "(no such row)" for rows in (old, new)]
                 lines.append(
-                    f"{name}/{file}: {len(old)} and {len(new)} rows, row {at} differs\n  {shown[0]}\n  {shown[1]}"
+                    f"{name}/{file}: {len(old)} and {len(new)} rows, row {index} differs\n  {pair[0]}\n  {pair[1]}"
                 )
     return lines
 
@@ -201,18 +201,18 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=RUNS, metavar="RUN", help=f"of {', '.join(RUNS)}")
     args = parser.parse_args()
     names = args.only or list(RUNS)
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        write_texts(place / "texts")
-        before = of_revision(args.revision, place, names)
-        after = record(PROJECT, place / "after", names)
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        write_texts(folder / "texts")
+        before = of_revision(args.revision, folder, names)
+        after = record(PROJECT, folder / "after", names)
     lines = differences(before, after)
-    rows = sum(len(found) for files in before.values() for found in files.values())
+    total = sum(len(rows) for files in before.values() for rows in files.values())
     print(*lines, sep="\n")
     print(
-        f"{len(names)} runs, {rows} rows: {len(lines)} files differ"
+        f"{len(names)} runs, {total} rows: {len(lines)} files differ"
         if lines
-        else f"{len(names)} runs, {rows} rows, all equal"
+        else f"{len(names)} runs, {total} rows, all equal"
     )
     return int(bool(lines))
 

@@ -22,34 +22,34 @@ SEED = re.compile(r"^  seed: \d+$", re.MULTILINE)
 SCRIPTS = PROJECT / "scripts"
 
 
-def copies(like: list[Path], folder: Path, runs: int) -> tuple[int, int]:
-    """Make `runs` run folders in `folder`, as many like each; files and bytes of all."""
-    known = [{path.name: path.read_text() for path in each.iterdir() if path.is_file()} for each in like]
-    written, size = 0, 0
+def copies(sources: list[Path], folder: Path, runs: int) -> tuple[int, int]:
+    """Make `runs` run folders in `folder`, copying `sources` in turn; the number of files and of bytes."""
+    templates = [{path.name: path.read_text() for path in source.iterdir() if path.is_file()} for source in sources]
+    count, size = 0, 0
     for number in range(runs):
-        files, seed = known[number % len(known)], number // len(known)
+        files, seed = templates[number % len(templates)], number // len(templates)
         run_id = f"{number:012x}"
-        own = folder / run_id
-        own.mkdir(parents=True)
+        copy = folder / run_id
+        copy.mkdir(parents=True)
         meta = json.loads(files["meta.json"]) | {"run_id": run_id, "trajectory": run_id}
-        changed = {
+        replacements = {
             "config.yaml": SEED.sub(f"  seed: {seed}", files["config.yaml"]),
             "meta.json": json.dumps(meta, indent=1),
         }
-        for name, text in (files | changed).items():
-            written, size = written + 1, size + (own / name).write_text(text)
-    return written, size
+        for name, text in (files | replacements).items():
+            count, size = count + 1, size + (copy / name).write_text(text)
+    return count, size
 
 
 def measure(script: str, *arguments: str | Path) -> str:
-    """The time and memory that one of the scripts took; what it prints is dropped."""
-    began = time.monotonic()
+    """The time and memory that one of the scripts took; its output is discarded."""
+    start = time.monotonic()
     child = subprocess.Popen([sys.executable, SCRIPTS / script, *arguments], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(child.pid, 0)
+    _, status, usage = os.wait4(child.pid, 0)
     if status:
         sys.exit(1)
-    spent, clock = used.ru_utime + used.ru_stime, time.monotonic() - began
-    return f"{spent:.1f} s of processor time, {clock:.1f} s on the clock, at most {used.ru_maxrss / 2**20:.2f} GiB"
+    cpu_s, wall_s = usage.ru_utime + usage.ru_stime, time.monotonic() - start
+    return f"{cpu_s:.1f} s of processor time, {wall_s:.1f} s on the clock, at most {usage.ru_maxrss / 2**20:.2f} GiB"
 
 
 def main() -> int:
@@ -61,11 +61,13 @@ def main() -> int:
     if missing := [folder for folder in args.like if not (folder / "summary.json").is_file()]:
         print(f"{missing[0]}: no complete run folder", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as place:
-        files, size = copies(args.like, Path(place) / "suite", args.runs)
+    with tempfile.TemporaryDirectory() as folder_name:
+        files, size = copies(args.like, Path(folder_name) / "suite", args.runs)
         print(f"{args.runs} runs, {files} files, {size / 1e6:.0f} MB")
-        print(f"status:    {measure('status.py', 'suite', '--results', place)}")
-        print(f"aggregate: {measure('aggregate.py', '--suite', 'suite', '--results', place, '--out', place)}")
+        print(f"status:    {measure('status.py', 'suite', '--results', folder_name)}")
+        print(
+            f"aggregate: {measure('aggregate.py', '--suite', 'suite', '--results', folder_name, '--out', folder_name)}"
+        )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A Slurm of one node on loopback, with two fake GPUs, for the time of a test session."""
+"""A Slurm of one node on loopback, with two fake GPUs, for the duration of a test session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leapbench.records.commit import CODE, INPUTS
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
 SBIN = "/usr/sbin:/sbin"
-# CPUs are declared, not counted: jobs that sleep may share a core. The credential's life is also the wait of a requeue.
+# CPUs are declared, not counted: jobs that sleep may share a core. A requeue waits until the credential expires.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -56,7 +56,7 @@ GRES = "AutoDetect=off\nNodeName={host} Name=gpu File=/dev/null,/dev/zero\n"
 
 
 def unavailable() -> str | None:
-    """Why there can be no cluster here, None if there can."""
+    """Why no cluster can be started here, None if one can."""
     missing = [name for name in BINARIES if _which(name) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (apt-get install slurmctld slurmd slurm-client munge)"
@@ -100,7 +100,7 @@ class SlurmCluster:
 
     def __exit__(self, *_: object) -> None:
         if len(self.daemons) == 3:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it tries again where a job is about to end
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it retries while a job is ending
                 subprocess.run(["scancel", "-u", "root"], env=self.env, capture_output=True, timeout=30)
         for daemon in reversed(self.daemons):
             daemon.terminate()
@@ -112,37 +112,39 @@ class SlurmCluster:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def restart_controller(self, away_s: float = 0.0) -> None:
-        """Kill slurmctld with -9, wait, and start it again from the state it had saved."""
+        """Kill slurmctld with -9, wait, and restart it from its saved state."""
         controller = self.daemons[1]
         controller.kill()
         controller.wait()
         time.sleep(away_s)
-        self._start("slurmctld", "-D", place=1)
+        self._start("slurmctld", "-D", index=1)
 
     def ask(self, *command: str) -> str:
         """What a command of Slurm prints."""
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=30, check=True)
-        return done.stdout.strip()
+        result = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=30, check=True)
+        return result.stdout.strip()
 
-    def _start(self, name: str, *arguments: str, place: int | None = None) -> None:
-        found = _which(name)
-        assert found is not None
+    def _start(self, name: str, *arguments: str, index: int | None = None) -> None:
+        path = _which(name)
+        assert path is not None
         with (self.root / "log" / f"{name}.out").open("ab") as log:
-            daemon = subprocess.Popen([found, *arguments], env=self.env, stdout=log, stderr=log)
-        if place is None:
+            daemon = subprocess.Popen([path, *arguments], env=self.env, stdout=log, stderr=log)
+        if index is None:
             self.daemons.append(daemon)
         else:
-            self.daemons[place] = daemon
+            self.daemons[index] = daemon
 
     def _wait_for_node(self) -> None:
         deadline = time.monotonic() + 60
         while True:
-            done = subprocess.run(["sinfo", "-h", "-o", "%t"], env=self.env, capture_output=True, text=True, timeout=60)
-            if done.stdout.strip() == "idle":
+            result = subprocess.run(
+                ["sinfo", "-h", "-o", "%t"], env=self.env, capture_output=True, text=True, timeout=60
+            )
+            if result.stdout.strip() == "idle":
                 return
             if time.monotonic() > deadline:
                 logs = "\n".join(path.read_text()[-1500:] for path in (self.root / "log").iterdir())
-                raise RuntimeError(f"Slurm did not start: {done.stdout}{done.stderr}\n{logs}")
+                raise RuntimeError(f"Slurm did not start: {result.stdout}{result.stderr}\n{logs}")
             time.sleep(0.1)
 
 
@@ -153,16 +155,16 @@ def _which(name: str) -> str | None:
 def _free_ports() -> list[int]:
     sockets = [socket.socket() for _ in range(2)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for item in sockets:
+            item.close()
 
 
 def checkout(project: Path, folder: Path) -> Path:
-    """A git repository at `folder` whose only commit is the code of `project` as it lies there."""
+    """A git repository at `folder` whose only commit is the code of `project` in its current state."""
     for part in (*CODE, *INPUTS, "scripts"):
         source, target = project / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -30,37 +30,40 @@ def main() -> int:
     if reason := unavailable():
         print(reason, file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(prefix="usage", dir="/tmp") as place, SlurmCluster() as cluster:
-        scratch = Path(place)
+    with tempfile.TemporaryDirectory(prefix="usage", dir="/tmp") as folder, SlurmCluster() as cluster:
+        scratch = Path(folder)
         project, results = checkout(PROJECT, scratch / "project"), scratch / "raw"
         user = User(project, {**cluster.env, "PYTHONPATH": str(project / "src")})
-        said = {}
+        endings = {}
         for suite, launcher in LAUNCHERS.items():
-            places = (f"suite={suite}", f"results_dir={results}", "device=cpu", "progress=false")
-            command = [sys.executable, "train.py", "-m", *LINE, *launcher, *places]
-            done = subprocess.run(command, cwd=project, env=user.env, stdout=subprocess.PIPE, text=True)
-            print(done.stdout)
-            if done.returncode:
-                return done.returncode
-            said[suite] = done.stdout.splitlines()[-1]
-        counted = {suite: rows(results / suite) for suite in LAUNCHERS}
-        made = {suite: tables(user, results, suite, scratch) for suite in LAUNCHERS}
-    one, other = made.values()
-    differing = sum(name not in other or not one[name].equals(other[name]) for name in one)
-    here, there = counted.values()
-    unequal = (here - there).total() + (there - here).total()
+            overrides = (f"suite={suite}", f"results_dir={results}", "device=cpu", "progress=false")
+            command = [sys.executable, "train.py", "-m", *LINE, *launcher, *overrides]
+            result = subprocess.run(command, cwd=project, env=user.env, stdout=subprocess.PIPE, text=True)
+            print(result.stdout)
+            if result.returncode:
+                return result.returncode
+            endings[suite] = result.stdout.splitlines()[-1]
+        row_counts = {suite: rows(results / suite) for suite in LAUNCHERS}
+        suite_tables = {suite: tables(user, results, suite, scratch) for suite in LAUNCHERS}
+    slurm_tables, local_tables = suite_tables.values()
+    different_tables = sum(
+        name not in local_tables or not slurm_tables[name].equals(local_tables[name]) for name in slurm_tables
+    )
+    slurm_rows, local_rows = row_counts.values()
+    different_rows = (slurm_rows - local_rows).total() + (local_rows - slurm_rows).total()
     lines = [
         "# The same sweep on Slurm and on this machine", "",
         f"`python train.py -m {' '.join(LINE)}`, once with `hydra/launcher=slurm` on a real Slurm of one node, once "
         f"with the local launcher; {provenance()}; written by `python checks/usage_line.py`.", "",
-        "| | slurm | local |", "|---|---|---|", f"| ends | {said['slurm']} | {said['local']} |",
-        f"| rows | {here.total()} | {there.total()} |", f"| tables | {len(one)} | {len(other)} |", "",
-        f"Rows that differ in more than seconds: {unequal}. Tables that differ: {differing}.", "",
+        "| | slurm | local |", "|---|---|---|", f"| ends | {endings['slurm']} | {endings['local']} |",
+        f"| rows | {slurm_rows.total()} | {local_rows.total()} |",
+        f"| tables | {len(slurm_tables)} | {len(local_tables)} |", "",
+        f"Rows that differ in more than seconds: {different_rows}. Tables that differ: {different_tables}.", "",
     ]  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "usage_line.md").write_text("\n".join(lines))
     print((args.out / "usage_line.md").read_text())
-    return int(bool(unequal or differing))
+    return int(bool(different_rows or different_tables))
 
 
 if __name__ == "__main__":

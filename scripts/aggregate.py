@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def aggregate(args: argparse.Namespace, name: str, published: tables.Published) -> list[str]:
-    """Print and write one suite's tables; returns what the user has to mend before they are whole."""
+    """Print and write one suite's tables; returns the problems the user has to fix before they are complete."""
     suite = load_suite(args.results / name)
     counts = suite.runs["status"].value_counts()
     print(f"{name}: {len(suite.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items()))
@@ -49,14 +49,14 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
     for note in tables.without_target(suite):
         print(f"  no time_to_baseline: {note}")
     folder = args.out / "tables" / name
-    made = tables.build(suite, published, args.only)
-    written = [path for table in made for path in tables.write(table, suite, folder)]
-    for table in made:
+    suite_tables = tables.build(suite, published, args.only)
+    paths = [path for table in suite_tables for path in tables.write(table, suite, folder)]
+    for table in suite_tables:
         print(f"\n{table.name}: {table.summary}")
         if args.only or table.name in MAIN:
             print(tables.console(table, compact=not args.only))
-    print(f"\nwrote {len(written)} files to {folder}: {', '.join(path.name for path in written)}")
-    return [problem for table in made for problem in table.problems]
+    print(f"\nwrote {len(paths)} files to {folder}: {', '.join(path.name for path in paths)}")
+    return [problem for table in suite_tables for problem in table.problems]
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ def main() -> int:
         tables.append(rows)
         print(f"\n{rows[0]['parameters']:,} parameters, {rows[0]['rounds']} rounds", report.console(rows), sep="\n")
         print(*report.verdicts(rows), sep="\n")
-    written = report.write(tables, device, args.out)
+    paths = report.write(tables, device, args.out)
     if args.floor:
-        measured, setting = floor.embedded(args.steps, args.rounds, args.device)
-        print(f"\n{setting}", report.floor_console(measured), sep="\n")
-        written += report.write_floor(measured, setting, device, args.out)
-    print(f"\nwrote {', '.join(str(path) for path in written)}")
+        measurement, setting = floor.embedded(args.steps, args.rounds, args.device)
+        print(f"\n{setting}", report.floor_console(measurement), sep="\n")
+        paths += report.write_floor(measurement, setting, device, args.out)
+    print(f"\nwrote {', '.join(str(path) for path in paths)}")
     return 0
 
 

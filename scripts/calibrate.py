@@ -16,14 +16,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file to write (default: results/calibration/MODEL_DATASET.yaml)")
     args = parser.parse_args()
     suite = load_suite(args.results / args.suite)
-    found = calibration.calibrations(suite)
-    if args.out and len(found) > 1:
-        raise RecordError(f"{suite.folder}: {len(found)} models and datasets need a file each; leave --out away")
-    for (model, dataset), one in found.items():
+    calibrations = calibration.calibrations(suite)
+    if args.out and len(calibrations) > 1:
+        raise RecordError(f"{suite.folder}: {len(calibrations)} models and datasets need a file each; leave --out away")
+    for (model, dataset), content in calibrations.items():
         path = args.out or Path("results/calibration") / f"{model}_{dataset}.yaml"
-        calibration.write(path, suite.name, one)
-        print(f"{path}: {len(one['source']['seeds'])} seeds, {len(one['source']['run_ids'])} runs")
-        for protocol, taus in one["protocols"].items():
+        calibration.write(path, suite.name, content)
+        print(f"{path}: {len(content['source']['seeds'])} seeds, {len(content['source']['run_ids'])} runs")
+        for protocol, taus in content["protocols"].items():
             means = {name: stats.mean(values) for name, values in taus.items()}
             print(f"  {protocol}: tau_high {means['tau_high']:.8f}  tau_low {means['tau_low']:.8f}  (means over seeds)")
     return 0

@@ -28,11 +28,11 @@ def main() -> int:
     published = tables.load_published(args.published)
     problems: list[str] = []
     for name in [args.suite] if args.suite else suites_in(args.results):
-        made, figures, page = write_report(args.results / name, published, args.out)
-        print(f"{name}: {len(made)} tables, {len(figures)} figures, {page}")
+        suite_tables, figures, page = write_report(args.results / name, published, args.out)
+        print(f"{name}: {len(suite_tables)} tables, {len(figures)} figures, {page}")
         for path in figures:
             print(f"  {path}")
-        problems += [problem for table in made for problem in table.problems]
+        problems += [problem for table in suite_tables for problem in table.problems]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))

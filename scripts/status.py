@@ -20,20 +20,22 @@ from leapbench.cluster.status import Survey
 
 
 def main() -> int:
-    """Print the page once, or again and again."""
+    """Print the page once, or repeatedly."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="*", help="folders under --results (default: every one)")
     parser.add_argument("--results", type=Path, default=Path("results/raw"), help="where the suites are")
     parser.add_argument("--watch", nargs="?", type=float, const=10.0, metavar="SECONDS", help="redraw (default: 10 s)")
     parser.add_argument("--limit", type=int, default=40, help="runs that are listed one by one")
     args = parser.parse_args()
-    there = sorted(path.name for path in args.results.glob("[!.]*") if path.is_dir())
-    missing = [name for name in args.suite if name not in there]
-    if missing or not there:
-        what = f"no suite {missing[0]}; there are: {', '.join(there)}" if there else "no suites; train.py makes one"
-        print(f"{args.results}: {what}", file=sys.stderr)
+    suites = sorted(path.name for path in args.results.glob("[!.]*") if path.is_dir())
+    missing = [name for name in args.suite if name not in suites]
+    if missing or not suites:
+        problem = (
+            f"no suite {missing[0]}; there are: {', '.join(suites)}" if suites else "no suites; train.py makes one"
+        )
+        print(f"{args.results}: {problem}", file=sys.stderr)
         return 2
-    surveys = {name: Survey(args.results / name) for name in args.suite or there}
+    surveys = {name: Survey(args.results / name) for name in args.suite or suites}
     if args.watch is None:
         Console(soft_wrap=not sys.stdout.isatty(), highlight=False).print(page(surveys, args.limit))
         return 0

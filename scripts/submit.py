@@ -46,21 +46,21 @@ def main() -> int:
         if code == PROJECT and not args.dry_run:
             print("the code differs from its commit: jobs run what is here when they start", file=sys.stderr)
         for suite, runs in ((suite, runs) for suites in plans for suite, runs in suites.items()):
-            chosen, counts = submit.to_do(runs, submit.survey(suite), retry)
-            if args.dry_run or not chosen:
-                report(suite, counts, [f"would submit {run.run_id}" for run in chosen])
+            selection, counts = submit.to_do(runs, submit.survey(suite), retry)
+            if args.dry_run or not selection:
+                report(suite, counts, [f"would submit {run.run_id}" for run in selection])
                 continue
-            submit.prepare(chosen)
+            submit.prepare(selection)
             arrays, counts = submit.submit(suite, runs, retry, site)
             report(suite, counts, [f"submitted {len(a.runs)} runs as job {a.id}, logs in {a.logs}" for a in arrays])
     except (LookupError, ConfigError) as error:
         print(error.args[0], file=sys.stderr)
         return 2
     except OSError as error:
-        if (known := cli.explain(error)) is None:
+        if (explanation := cli.explain(error)) is None:
             raise
-        print(known[0], file=sys.stderr)
-        return known[1]
+        print(explanation[0], file=sys.stderr)
+        return explanation[1]
     except sweep.PlanError as error:
         print(error, file=sys.stderr)
         return error.status

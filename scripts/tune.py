@@ -19,10 +19,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=TUNING, help="where the tuned rates go")
     args = parser.parse_args()
     trials = [trial for name in args.suites for trial in tuning.trials_of(load_suite(args.results / name))]
-    picked = tuning.pick(trials)
-    for path, (new, entries) in tuning.write(picked, args.out).items():
-        print(f"{path}: {new} of {entries} entries written")
-        for cell, entry in picked.items():
+    entries = tuning.pick(trials)
+    for path, (new, total) in tuning.write(entries, args.out).items():
+        print(f"{path}: {new} of {total} entries written")
+        for cell, entry in entries.items():
             if path_of(cell, args.out) != path:
                 continue
             grid = [point["lr"] for point in entry["grid"]]

@@ -132,7 +132,7 @@ def test_a_full_or_closed_disk_names_the_path_and_the_way_on(number):
         (OSError(number, os.strerror(number), "/data/run/evals.jsonl"), "/data/run/evals.jsonl"),
         (OSError(number, os.strerror(number)), "results/raw"),
     ):
-        known = cli.explain(error, place="results/raw")
+        known = cli.explain(error, folder="results/raw")
         assert known is not None
         assert known[1] == 1
         assert known[0].startswith(f"{path}: ") and "the same command continues" in known[0]

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The public objects, imported when they are asked for: torch takes a second."""
+    """The public objects, imported on first use: torch takes a second."""
     if name in ("Leap", "Proposal"):
         from leapbench.prediction import leap
 

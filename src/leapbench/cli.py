@@ -1,7 +1,7 @@
 """The command line: what a job returns, how a sweep ends, and which errors are the user's.
 
 A user's mistake is one line on stderr and exit status 2, a run that failed or diverged is exit status 1, an interrupted
-command 130, one that was asked to end by SIGTERM 143. An error nobody foresaw keeps its traceback.
+command 130, one ended by SIGTERM 143. An unexpected error keeps its traceback.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STORAGE = {
     errno.EACCES: "permission denied",
     errno.EROFS: "the file system is read-only",
 }
-# How joblib and submitit call a job whose process died without an answer.
+# The errors of joblib and submitit for a job whose process died without a result.
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
 
 
@@ -52,14 +52,14 @@ class SweepError(Exception):
 
 
 def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> dict[str, str]:
-    """Carry out one job and say how it ended: {status, run_id, folder, reason}.
+    """Carry out one job and return how it ended: {status, run_id, folder, reason}.
 
-    In a sweep every error becomes `failed`, so that the other jobs go on, and a run that another process is busy with
-    `skipped`. Alone, errors end the process.
+    In a sweep every error becomes `failed`, so that the other jobs continue, and a run that another process is
+    running `skipped`. Outside a sweep errors end the process.
 
     Args:
         cfg: the composed configuration, without Hydra's own node.
-        runner: what carries out a run; default :func:`leapbench.training.run.run`.
+        runner: carries out a run; default :func:`leapbench.training.run.run`.
     """
     alone = not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
     config = None
@@ -68,16 +68,16 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
         end = (runner or _run)(config)
         result = {key: str(getattr(end, key) or "") for key in ("status", "run_id", "folder", "reason")}
     except Exception as error:
-        if type(error).__name__ in DEAD_WORKERS:  # submitit ends a job that it takes off the node by raising in it
+        if type(error).__name__ in DEAD_WORKERS:  # submitit raises it in a job that it removes from the node
             raise
-        known = explain(error, place=str(cfg.get("results_dir")))
+        explanation = explain(error, folder=str(cfg.get("results_dir")))
         if alone:
-            if known is None:
+            if explanation is None:
                 raise
-            _exit(*known)
-        if known is None:
+            _exit(*explanation)
+        if explanation is None:
             traceback.print_exc()
-        reason = known[0] if known else f"{type(error).__name__}: {error}"
+        reason = explanation[0] if explanation else f"{type(error).__name__}: {error}"
         status = Status.skipped if isinstance(error, BusyError) else Status.failed
         result = {"status": status, "run_id": config.run_id if config else "", "folder": "", "reason": reason}
     report(result)
@@ -87,17 +87,17 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
 
 
 def report(result: Mapping[str, str], log: Path | None = None) -> None:
-    """Print how a run ended, and for one that went wrong where its `log` is; failures go to stderr."""
+    """Print how a run ended, and for a failure where its `log` is; failures go to stderr."""
     sentence = f"{result['run_id']} {result['status']}"
     for extra in ("reason", "folder"):
         sentence += f": {result[extra]}" if result[extra] else ""
-    bad = result["status"] in FAILURES
-    sentence += f"; log {log}" if bad and log else ""
-    print(sentence, file=sys.stderr if bad else sys.stdout, flush=True)
+    failure = result["status"] in FAILURES
+    sentence += f"; log {log}" if failure and log else ""
+    print(sentence, file=sys.stderr if failure else sys.stdout, flush=True)
 
 
 def summarise(results: Iterable[Mapping[str, str]]) -> str:
-    """The sweep in one line: how many ended how, and the run ids of those that need a look.
+    """The sweep in one line: how many runs ended how, and the run ids of those that need attention.
 
     Raises:
         SweepError: with that line, if any run failed or diverged.
@@ -118,7 +118,7 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
 def main(task: Callable[[], Any]) -> None:
     """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         task()
     except Terminated as end:
@@ -126,26 +126,26 @@ def main(task: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         _exit(f"interrupted; {CONTINUE}", 130)
     except Exception as error:
-        known = explain(error)
-        if known is None:
+        explanation = explain(error)
+        if explanation is None:
             raise
-        _exit(*known)
+        _exit(*explanation)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def explain(error: BaseException, place: str | None = None) -> tuple[str, int] | None:
+def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] | None:
     """(one line, exit status) for an error that has a known remedy, else None.
 
     Args:
         error: what was raised.
-        place: the folder to name when a write failed and the error does not say where.
+        folder: the folder to name when a write failed and the error does not.
     """
     if isinstance(error, SweepError):
         return str(error), 1
     if isinstance(error, InstantiationException):
         cause = error.__cause__
-        return explain(cause, place) if cause else None
+        return explain(cause, folder) if cause else None
     if isinstance(error, MissingConfigException):
         return _missing(error), 2
     if isinstance(error, OverrideParseException):
@@ -157,10 +157,10 @@ def explain(error: BaseException, place: str | None = None) -> tuple[str, int] |
     if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         return _composition(error), 2
     if isinstance(error, OSError) and error.errno in STORAGE:
-        where = error.filename or place or os.getcwd()
-        return f"{where}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
+        path = error.filename or folder or os.getcwd()
+        return f"{path}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
-        return f"{place or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
+        return f"{folder or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
     if type(error).__name__ in DEAD_WORKERS:
         return (
             f"a job's process died without an answer (killed, or out of memory?); finished runs are kept, {CONTINUE}",

@@ -1,4 +1,4 @@
-"""The words that several rooms share, each in one place. Imports nothing of ours."""
+"""Names that several packages share, each defined once. Imports nothing from this project."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RuleName(StrEnum):
     falling = auto()
 
 
-# Those that the stored losses of a proposal decide, so that tables can.
+# The rules that need only the stored losses of a proposal, so that tables can apply them.
 JUDGED = (RuleName.strict, RuleName.adaptive, RuleName.proximity)
 
 
@@ -87,7 +87,7 @@ class Regime(StrEnum):
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 class Status(StrEnum):
-    """How a run stands. The first four are final and stand in its summary; `failed` ones are run again on demand."""
+    """The state of a run. The first four are final and stand in its summary; `failed` ones are run again on demand."""
 
     completed = auto()
     diverged = auto()

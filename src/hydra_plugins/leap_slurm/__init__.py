@@ -1,9 +1,9 @@
 """`hydra/launcher=slurm`: the jobs of a sweep as a Slurm array, through hydra-submitit-launcher.
 
 Three things are added to the plugin. Jobs run a copy of the commit that was checked out when they were submitted. A job
-that dies without an answer (kill -9, out of memory, a lost node) is noticed
-from the queue, where submitit waits for sacct to tell, which without accounting it never does. And every job's end is
-reported, where the plugin stops at the first that went wrong.
+that dies without a result (kill -9, out of memory, a lost node) is noticed from the queue, whereas submitit waits for
+sacct, which reports nothing without accounting. And the outcome of every job is reported, whereas the plugin stops at
+the first failure.
 """
 
 # No postponed annotations: Hydra executes plugins outside sys.modules.
@@ -20,15 +20,15 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 
 from leapbench.names import PROJECT
 
-# A job that has left the queue, and whose answer is not there after this many seconds, is dead: a shared file system
-# may take that long to show a file.
+# A job that left the queue and has written no result after this many seconds is dead: a shared file system may take
+# that long to show a file.
 GRACE_S = 30.0
-# Seconds between two looks at the queue.
+# Seconds between two queries of the queue.
 LOOK_S = 10.0
 
 
 class Queue:
-    """What submitit asks about its jobs, answered by squeue in one call for all of them."""
+    """The state of submitit's jobs, from one call of squeue for all of them."""
 
     def __init__(self, ask: Callable[[], Any], now: Callable[[], float] = time.monotonic) -> None:
         self.ask, self.now = ask, now
@@ -45,13 +45,13 @@ class Queue:
         return self.states.get(job_id, "UNKNOWN")
 
     def is_done(self, job_id: str, mode: str = "standard") -> bool:
-        """Whether the job has been out of the queue for GRACE_S seconds, in every look since."""
+        """Whether the job has been missing from the queue for GRACE_S seconds, in every query since."""
         if self.now() - self.looked_at >= LOOK_S:
             self.look()
         return self.now() - self.missing_since.get(job_id, self.now()) >= GRACE_S
 
     def look(self) -> None:
-        """Ask for the queue; a controller that does not answer leaves everything as it was."""
+        """Query the queue; a controller that does not answer changes nothing."""
         from leapbench.cluster.slurm import SlurmError
 
         self.looked_at = self.now()
@@ -67,7 +67,7 @@ class Queue:
                 self.missing_since.setdefault(job, self.looked_at)
 
     def watch(self, jobs: Sequence[Any]) -> None:
-        """Make `jobs`, of submitit, ask here."""
+        """Make submitit's `jobs` query this object."""
         for job in jobs:
             job.watcher = self
             job._results_timeout_s = 0  # GRACE_S has passed
@@ -83,7 +83,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
     runs: Sequence[Any] = ()  # a PlannedRun for each of the jobs to be launched, from the sweeper
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the jobs, wait for them, and say of each how it ended.
+        """Submit the jobs, wait for them, and report how each ended.
 
         Raises:
             ConfigError: the code differs from its commit, there is no Slurm here, or sbatch refuses; nothing was
@@ -111,7 +111,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         return {key: value for key, value in self.params.items() if key != "submitit_folder"}
 
     def _read_configs_of(self, code: Path) -> None:
-        """Let jobs compose their configurations from `code`, whatever becomes of this checkout's files."""
+        """Let jobs compose their configurations from `code`, so that later changes of this checkout do not matter."""
         path = self.hydra_context.config_loader.get_search_path()
         for element in path.get_path():
             if element.path == f"file://{PROJECT / 'conf'}":
@@ -119,17 +119,17 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         self.hydra_context = HydraContext(ConfigLoaderImpl(path), self.hydra_context.callbacks)
 
     def _note(self, site: Any, runs: dict[str, Any]) -> None:
-        """Keep with the runs which job is which run, for scripts/status.py and scripts/submit.py."""
+        """Record in the suites which job runs which run, for scripts/status.py and scripts/submit.py."""
         from leapbench.cluster.slurm import Submission
         from leapbench.records.files import utc
 
         logs = str(Path(self.params["submitit_folder"]).absolute())
         for suite in {run.folder.parent.absolute() for run in runs.values()}:
-            own = {job: run.run_id for job, run in runs.items() if run.folder.parent.absolute() == suite}
-            Submission(utc(), site.commit, logs, own).write(suite)
+            run_ids = {job: run.run_id for job, run in runs.items() if run.folder.parent.absolute() == suite}
+            Submission(utc(), site.commit, logs, run_ids).write(suite)
 
     def _answer(self, job: Any) -> JobReturn:
-        """Wait for `job`; what it returned, or why it returned nothing."""
+        """Wait for `job`; its return value, or the reason why there is none."""
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         from leapbench import cli
@@ -138,8 +138,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):
         try:
             answer = job.results()[0]
         except UncompletedJobError:
-            ended = slurm.endings([job.job_id]).get(job.job_id)
-            reason = f"job {job.job_id} died without an answer" + (f" ({ended})" if ended else "")
+            ending = slurm.endings([job.job_id]).get(job.job_id)
+            reason = f"job {job.job_id} died without an answer" + (f" ({ending})" if ending else "")
         except FailedJobError as error:
             reason = next(line for line in reversed(str(error).splitlines()) if "Error" in line)
         else:

@@ -2,7 +2,7 @@
 
 In observe mode training does not depend on `predictor` or `K`, so swept values of these two become lists in one job
 per remaining cell. In leap mode every cell is a job of its own. Every job is composed and validated before the first
-one starts or anything is written; cells that differ in their seed alone are composed once.
+one starts or anything is written; cells that differ only in their seed are composed once.
 """
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 class LeapSweeper(BasicSweeper):
-    """Hydra's basic sweeper with ranges, folding, early validation, and jobs that may fail alone."""
+    """Hydra's basic sweeper with ranges, folding, early validation, and jobs whose failure does not stop the others."""
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class LeapSweeper(BasicSweeper):
         results = [ended(job.config) for job in jobs]
         for result in filter(None, results):
             report(result)
-        left = [number for number, result in enumerate(results) if result is None]
-        if left:
+        remaining = [number for number, result in enumerate(results) if result is None]
+        if remaining:
             folder = Path(self.config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.config, folder / "multirun.yaml")
         returns: list[Sequence[JobReturn]] = []
-        size = self.max_batch_size or len(left) or 1
-        for start in range(0, len(left), size):
-            batch = left[start : start + size]
+        size = self.max_batch_size or len(remaining) or 1
+        for start in range(0, len(remaining), size):
+            batch = remaining[start : start + size]
             if hasattr(self.launcher, "runs"):
                 self.launcher.runs = [PlannedRun.of(jobs[number].config) for number in batch]
             returns.append(self.launcher.launch([jobs[number].overrides for number in batch], initial_job_idx=start))
@@ -109,10 +109,10 @@ class LeapSweeper(BasicSweeper):
         return returns
 
     def plan(self, overrides: list[Override]) -> list[Job]:
-        """The jobs; all of them compose and validate.
+        """The jobs, all of them composed and validated.
 
         Raises:
-            ConfigError: if one does not.
+            ConfigError: if one is not valid.
         """
         axes: Axes = {}
         swept: set[str] = set()
@@ -161,7 +161,7 @@ class LeapSweeper(BasicSweeper):
         return list(dict.fromkeys(expanded))
 
     def _composed(self, jobs: list[list[str]]) -> dict[tuple[str, ...], DictConfig]:
-        """The configuration of every cell, by its overrides but the seed; composed with the first seed it has."""
+        """The configuration of every cell, by its overrides without the seed; composed with its first seed."""
         cells: dict[tuple[str, ...], DictConfig] = {}
         for job in jobs:
             cell = _cell(job)
@@ -192,18 +192,18 @@ def _cell(job: Sequence[str]) -> tuple[str, ...]:
 
 
 def _resolved(jobs: list[list[str]], cells: dict[tuple[str, ...], DictConfig]) -> list[Job]:
-    """The jobs with their configurations; of a cell's seeds the first is resolved, the others only differ in it."""
+    """The jobs with their configurations; a cell is resolved once, for its first seed, which the others replace."""
     from leapbench.config.resolve import resolve
 
-    known: dict[tuple[str, ...], Any] = {}
-    found: list[Job] = []
+    configs: dict[tuple[str, ...], Any] = {}
+    resolved: list[Job] = []
     for job in jobs:
         cell = _cell(job)
         seeds = [int(match[1]) for override in job if (match := SEED.fullmatch(override))]
-        if cell not in known:
-            known[cell] = resolve(cells[cell])
-        found.append(Job(job, replace(known[cell], seed=seeds[0]) if seeds else known[cell]))
-    return found
+        if cell not in configs:
+            configs[cell] = resolve(cells[cell])
+        resolved.append(Job(job, replace(configs[cell], seed=seeds[0]) if seeds else configs[cell]))
+    return resolved
 
 
 def _as_list(values: Sequence[str]) -> str:
@@ -214,7 +214,7 @@ def _as_list(values: Sequence[str]) -> str:
 
 
 def _result(job: JobReturn, run_id: str) -> dict[str, str]:
-    """What :func:`leapbench.cli.job` returned; a failure in its form, and a report, if the job never got that far."""
+    """What :func:`leapbench.cli.job` returned; if the job never got that far, a failure, which is reported."""
     from leapbench.cli import report
 
     value = job._return_value

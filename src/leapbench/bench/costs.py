@@ -1,7 +1,7 @@
 """What snapshots, predictions and swaps of weights cost, against a memory copy and against the usual state_dict way.
 
 Everything is measured on the weights of a real GPT-2, without its forward pass: :class:`Bodiless` keeps the model's
-parameters and skips its computation, so what is left of an evaluation is the cost of putting other weights in place.
+parameters and skips its computation, so what remains of an evaluation is the cost of putting other weights in place.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ def gpt2_like(parameters: int) -> nn.Module:
 
 def variants() -> dict[tuple[str, str], Predictor]:
     """Every predictor in conf/predictor in every form that a protocol gives it, by (name, form)."""
-    found = {}
+    predictors = {}
     protocols = [OmegaConf.load(path) for path in sorted((PROJECT / "conf/protocol").glob("*.yaml"))]
     for path in sorted((PROJECT / "conf/predictor").glob("*.yaml")):
         method = OmegaConf.load(path)
         for protocol in protocols if "_target_" in method else ():
             spec = OmegaConf.merge(method, OmegaConf.select(protocol, f"predictors.{path.stem}") or {})
-            found[path.stem, OmegaConf.select(spec, "form") or ""] = build(dict(spec), path.stem)
-    return found
+            predictors[path.stem, OmegaConf.select(spec, "form") or ""] = build(dict(spec), path.stem)
+    return predictors
 
 
 def constant(position: int) -> float:
@@ -148,22 +148,22 @@ class Subject:
         self.scratch.copy_(self.weights.vector)
 
     def snapshot(self, moments: bool) -> Measure:
-        """What copies the live weights, and the moments if wanted, into a full ring."""
+        """A call that copies the live weights, and with `moments` the moments, into a full ring."""
         ring = Ring(1, 0, self.weights.layout, constant, self.moments.groups, moments_capacity=int(moments))
         return partial(ring.push, 0, 0, self.weights.vector, self.moments)
 
     def predict(self, predictor: Predictor) -> Tensor:
-        """A candidate, built where an observed run has it built."""
+        """A candidate, built where an observed run builds it."""
         return predictor.predict(replace(self.history, scratch=[self.scratch]), K)
 
     def swap(self, predictor: Predictor) -> None:
-        """Everything of verification but the forward pass, for each candidate that the predictor wants verified."""
+        """Everything of verification but the forward pass, for each candidate of the predictor."""
         for scale in predictor.scales:
             candidate_loss(self.model, self.weights.layout, rescaled(self.scratch, self.history, scale), no_loss)
 
 
 def no_loss(forward: Callable[..., Any]) -> float:
-    """A loss function that calls the model and asks for nothing."""
+    """A loss function that calls the model and computes nothing."""
     forward()
     return 0.0
 
@@ -200,7 +200,7 @@ def measure(parameters: int, device: torch.device, repeats: int) -> Iterator[dic
                 "snapshot_state_dict": partial(usual.snapshot, moments),
             }
             timings = interleaved(measures, rounds, device, batch)
-            snapshots[moments] = {key: fastest(found) for key, found in timings.items()}
+            snapshots[moments] = {key: fastest(samples) for key, samples in timings.items()}
             del measures
         for (name, form), predictor in methods.items():
             measures = {
@@ -211,7 +211,7 @@ def measure(parameters: int, device: torch.device, repeats: int) -> Iterator[dic
             if equation := usual.equation(predictor):
                 measures["state_dict"] = partial(usual.verify, predictor, equation)
             timings = interleaved(measures, rounds, device, batch)
-            best = snapshots[predictor.needs_moments] | {key: fastest(found) for key, found in timings.items()}
+            best = snapshots[predictor.needs_moments] | {key: fastest(samples) for key, samples in timings.items()}
             vectors = 6 if predictor.needs_moments else 2, vectors_moved(predictor, subject.history)
             row = {"parameters": count, "tensors": len(subject.weights.layout), "predictor": name, "form": form}
             yield row | figures(best, *vectors, count, device) | {"rounds": rounds * batch}

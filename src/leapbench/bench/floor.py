@@ -1,4 +1,4 @@
-"""What observing costs beyond its floor: the bare training and the forward passes that verification asks for."""
+"""What observing costs beyond its floor: the bare training and the forward passes that verification needs."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class Floor:
 
 
 def embedded(steps: int, rounds: int, device: str) -> tuple[Floor, str]:
-    """The floor of two predictors and six K on the embedded text, and what was run in words."""
+    """The floor of two predictors and six K on the embedded text, and a description of what was run."""
     common = (f"train.steps={steps}", f"device={device}", "progress=false", "checkpoint.every_s=null")
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         baseline, observed = (
-            resolve(compose("config", [*common, *chosen])) for chosen in (("predictor=none",), OBSERVED)
+            resolve(compose("config", [*common, *overrides])) for overrides in (("predictor=none",), OBSERVED)
         )
     setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={steps}, {rounds} rounds."
     return measure(baseline, observed, rounds), setting
 
 
 def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:
-    """Time both runs, the bare training and the forward passes in turn, `rounds` times, and keep the least of each.
+    """Time both runs, the bare training and the forward passes in turn, `rounds` times, and keep the minimum of each.
 
     Args:
         baseline: a run with predictor=none.
@@ -68,33 +68,33 @@ def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:
     with tempfile.TemporaryDirectory() as folder:
         numbers = itertools.count()
 
-        def carried_out(config: RunConfig) -> Path:
+        def execute(config: RunConfig) -> Path:
             return run(replace(config, results_dir=folder, suite=str(next(numbers)))).folder
 
-        made = {}
+        calls_of = {}
         for name, config in (("none", baseline), ("observe", observed)):
-            with counted() as calls:
-                last = carried_out(config)
-            made[name] = calls
-        totals = json.loads((last / "summary.json").read_text())["totals"]
+            with count_passes() as counter:
+                run_folder = execute(config)
+            calls_of[name] = counter
+        totals = json.loads((run_folder / "summary.json").read_text())["totals"]
         workload = Workload(observed, device)
-        passes = made["observe"]
+        passes = calls_of["observe"]
         timings = interleaved(
             {
                 "setup": lambda: Workload(observed, device),
                 "bare": lambda: train(observed, device),
-                "none": lambda: carried_out(baseline),
-                "observe": lambda: carried_out(observed),
-                "verify": lambda: repeated(workload, {"verification_loss": passes["verification_loss"]}),
-                "score": lambda: repeated(workload, {n: passes[n] for n in PASSES if n != "verification_loss"}),
+                "none": lambda: execute(baseline),
+                "observe": lambda: execute(observed),
+                "verify": lambda: run_passes(workload, {"verification_loss": passes["verification_loss"]}),
+                "score": lambda: run_passes(workload, {n: passes[n] for n in PASSES if n != "verification_loss"}),
             },
             rounds,
             device,
             warm_up=0,
         )
-    best = {name: fastest(found) for name, found in timings.items()}
-    new = 1 - made["none"]["verification_loss"] / passes["verification_loss"]
-    best["verify_new"] = Timing(new * best["verify"].wall, new * best["verify"].cpu)
+    best = {name: fastest(samples) for name, samples in timings.items()}
+    new_share = 1 - calls_of["none"]["verification_loss"] / passes["verification_loss"]
+    best["verify_new"] = Timing(new_share * best["verify"].wall, new_share * best["verify"].cpu)
     return Floor(
         parts=[
             {"part": part, "what": what, "passes": count, "wall_s": best[name].wall, "cpu_s": best[name].cpu}
@@ -106,7 +106,7 @@ def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:
                 ("3", "observe", f"predictor=[{','.join(observed.predictors)}] as train.py runs it", None),
                 ("4", "verify", "the verification forward passes of 3 alone, on live weights",
                  passes["verification_loss"]),
-                ("4'", "verify_new", "those of 4 that 2 does not make", round(new * passes["verification_loss"])),
+                ("4'", "verify_new", "those of 4 that 2 does not make", round(new_share * passes["verification_loss"])),
                 ("5", "score", "the validation and fingerprint forward passes of 3 alone",
                  passes["score"] + passes["probe_states"]),
             )
@@ -131,18 +131,18 @@ def train(config: RunConfig, device: torch.device) -> None:
         step(index, index)
 
 
-def repeated(workload: Workload, passes: dict[str, int]) -> None:
-    """Make each kind of forward pass as many times as said, on the live weights."""
-    given = {"probe_states": (), "score": (workload.model, VALIDATION), "verification_loss": (workload.model,)}
+def run_passes(workload: Workload, passes: dict[str, int]) -> None:
+    """Make each kind of forward pass the given number of times, on the live weights."""
+    inputs = {"probe_states": (), "score": (workload.model, VALIDATION), "verification_loss": (workload.model,)}
     for name, times in passes.items():
-        arguments = given[name]
+        arguments = inputs[name]
         for _ in range(times):
             getattr(workload, name)(*arguments)
 
 
 @contextmanager
-def counted() -> Iterator[Counter[str]]:
-    """Count how often any workload makes each kind of forward pass inside."""
+def count_passes() -> Iterator[Counter[str]]:
+    """Count how often any workload makes each kind of forward pass within the block."""
     calls: Counter[str] = Counter()
     originals = {name: getattr(Workload, name) for name in PASSES}
 

@@ -1,4 +1,4 @@
-"""The usual way to try out predicted weights, to compare with: state_dicts, one tensor at a time."""
+"""The usual way to try out predicted weights, for comparison: state_dicts, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Equation = Callable[..., Tensor]
 class StateDictWay:
     """The history is a list of state_dicts; a candidate is loaded into the model and the live weights back after it.
 
-    A tied tensor stands twice in a state_dict and is copied, predicted and loaded twice.
+    A tied tensor occurs twice in a state_dict and is copied, predicted and loaded twice.
 
     Args:
         history: snapshots with Adam's moments; their vectors are viewed, not copied.
@@ -43,12 +43,12 @@ class StateDictWay:
         self.moments = state(now.exp_avg), state(now.exp_avg_sq)
 
     def snapshot(self, moments: bool = False) -> list[dict[str, Tensor]]:
-        """Copies of the live weights, and of both moments if wanted."""
+        """Copies of the live weights, and with `moments` of both moments."""
         states = [self.model.state_dict(), *(self.moments if moments else ())]
         return [{key: tensor.clone() for key, tensor in state.items()} for state in states]
 
     def verify(self, predictor: Predictor, equation: Equation) -> None:
-        """Put the live weights aside, load each candidate, and bring them back."""
+        """Save the live weights, load each candidate, and restore them."""
         (live,) = self.snapshot()
         for scale in predictor.scales:
             self.model.load_state_dict(self.predict(predictor, equation, scale))
@@ -63,7 +63,7 @@ class StateDictWay:
         return {key: equation(*(state[key] for state in sources)) for key in sources[-1]}
 
     def equation(self, predictor: Predictor) -> Equation | None:
-        """A method as one writes it for one tensor, or None for a method that nobody has written here.
+        """The method as a function of one tensor, None if it is not written here.
 
         Takes the snapshots of the tensor, oldest first, or its (theta, m, v, scale) for a method that reads moments.
         """

@@ -1,1 +1,1 @@
-"""Many runs: on this machine one after the other, or on a Slurm cluster."""
+"""Many runs: one after the other on this machine, or on a Slurm cluster."""

@@ -1,4 +1,4 @@
-"""How far the runs of some suites are, as one page for a terminal."""
+"""The progress of some suites, as one page for a terminal."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ COLOURS: dict[str, str] = {
 SHOWN = (Status.failed, Status.partial, Status.running, Status.diverged)
 
 
-def overview(looks: dict[str, dict[str, State]]) -> Table:
+def overview(suites: dict[str, dict[str, State]]) -> Table:
     """How many runs of each suite are in which state."""
     table = Table("suite", box=None, pad_edge=False)
     for name in (*COLOURS, "runs"):
         table.add_column(Text(name, COLOURS.get(name, "")), justify="right")
-    for suite, states in looks.items():
+    for suite, states in suites.items():
         counts = Counter(state.status for state in states.values())
         table.add_row(suite, *(str(counts[status] or "-") for status in COLOURS), str(len(states)))
     return table
 
 
-def details(looks: dict[str, dict[str, State]], limit: int) -> list[Text]:
-    """One to two lines for each run that needs a look, at most `limit` runs."""
+def details(suites: dict[str, dict[str, State]], limit: int) -> list[Text]:
+    """One to two lines for each run that needs attention, at most `limit` runs."""
     runs = [
-        state for status in SHOWN for states in looks.values() for state in states.values() if state.status == status
+        state for status in SHOWN for states in suites.values() for state in states.values() if state.status == status
     ]
     lines = []
     for state in runs[:limit]:
@@ -48,13 +48,13 @@ def details(looks: dict[str, dict[str, State]], limit: int) -> list[Text]:
 
 
 def page(surveys: dict[str, Survey], limit: int) -> Group:
-    """The whole answer, as of now."""
+    """The whole page, as of now."""
     try:
         jobs, note = queue(), ""
     except SlurmError as error:
         jobs, note = None, f"{error}; what waits in its queue is unknown"
-    looks = {suite: survey.look(jobs) for suite, survey in surveys.items()}
-    states = [state for look in looks.values() for state in look.values()]
+    suites = {suite: survey.look(jobs) for suite, survey in surveys.items()}
+    states = [state for by_run in suites.values() for state in by_run.values()]
     if all(state.status == Status.completed for state in states):
         note = note or f"all {len(states)} completed"
-    return Group(overview(looks), "", *details(looks, limit), *([note] if note else []))
+    return Group(overview(suites), "", *details(suites, limit), *([note] if note else []))

@@ -1,4 +1,4 @@
-"""One line that is always true, below everything that a command prints."""
+"""One line that is kept up to date, below everything that a command prints."""
 
 from __future__ import annotations
 

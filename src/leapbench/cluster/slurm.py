@@ -1,4 +1,4 @@
-"""What Slurm knows of our jobs, how they are submitted, and what we noted when we did.
+"""What Slurm knows about our jobs, how they are submitted, and what is recorded at submission.
 
 Jobs import the code they are given, ahead of the installed one: a copy of the commit, or the tree itself.
 """
@@ -66,24 +66,24 @@ class Site:
         timeouts = self.keys.get("max_num_timeout", 0)
         executor = AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=timeouts)
         executor.update_parameters(**self._parameters({field.name for field in fields(BaseQueueConf)}))
-        said = io.StringIO()
+        messages = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said), executor.batch():  # submitit passes on what sbatch says
+            with contextlib.redirect_stderr(messages), executor.batch():  # submitit forwards what sbatch prints
                 jobs = [executor.submit(*call) for call in calls]
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
             raise SlurmError(f"sbatch refuses: {lines[0] if lines else error}") from None
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(messages.getvalue())
         return jobs
 
     def _parameters(self, shared: set[str]) -> dict[str, Any]:
-        """The keys as AutoExecutor takes them: those that only Slurm has are prefixed."""
+        """The keys as AutoExecutor expects them: those that only Slurm has are prefixed."""
         keys = {key: value for key, value in self.keys.items() if key != "max_num_timeout"}
-        own = [
+        commands = [
             f"cd {shlex.quote(str(self.cwd))}",
             f"export PYTHONPATH={shlex.quote(str(self.code / 'src'))}${{PYTHONPATH:+:$PYTHONPATH}}",
         ]
-        keys["setup"] = [*(keys.get("setup") or []), *own]
+        keys["setup"] = [*(keys.get("setup") or []), *commands]
         return {key if key in shared else f"slurm_{key}": value for key, value in keys.items()}
 
 
@@ -107,7 +107,7 @@ class Submission:
         return Path(self.logs.replace("%j", job)) / f"{job}_0_log.err"
 
     def write(self, suite: Path) -> None:
-        """Keep it with the runs of `suite`."""
+        """Write it into the folder of `suite`."""
         folder = suite / SUBMITTED
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{self.id}.json", asdict(self))
@@ -115,8 +115,8 @@ class Submission:
 
 def submissions(suite: Path) -> list[Submission]:
     """All arrays ever submitted for `suite`, oldest first."""
-    found = [Submission(**json.loads(path.read_text())) for path in (suite / SUBMITTED).glob("*.json")]
-    return sorted(found, key=lambda submission: submission.utc)
+    arrays = [Submission(**json.loads(path.read_text())) for path in (suite / SUBMITTED).glob("*.json")]
+    return sorted(arrays, key=lambda submission: submission.utc)
 
 
 def queue() -> dict[str, str] | None:
@@ -145,10 +145,10 @@ def endings(jobs: Iterable[str]) -> dict[str, str]:
 def max_array() -> int:
     """The largest number of jobs in one array."""
     try:
-        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+        match = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
     except SlurmError:
         return MAX_ARRAY
-    return int(found[1]) if found else MAX_ARRAY
+    return int(match[1]) if match else MAX_ARRAY
 
 
 def _pairs(listing: str) -> dict[str, str]:
@@ -158,10 +158,10 @@ def _pairs(listing: str) -> dict[str, str]:
 
 def _ask(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmError(f"{command[0]} does not answer: {error}") from None
-    if done.returncode:
-        reason = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
+    if result.returncode:
+        reason = next(iter(result.stderr.strip().splitlines()), f"exit status {result.returncode}")
         raise SlurmError(f"{command[0]}: {reason.removeprefix(f'{command[0]}: ')}")
-    return done.stdout
+    return result.stdout

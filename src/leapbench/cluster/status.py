@@ -1,10 +1,10 @@
-"""How far the runs of a suite are, from their folders alone and, where there is one, Slurm's queue.
+"""The progress of a suite's runs, from their folders and, where there is one, Slurm's queue.
 
 A run is
-  completed, diverged, skipped or failed  as its summary says;
+  completed, diverged, skipped or failed  according to its summary;
   running      its lock has a living owner, or its job runs;
   pending      its job waits in the queue, to start or to start again;
-  partial      it began, has no summary, and nothing works on it: killed, timed out, or its node died;
+  partial      it began, has no summary, and no process works on it: killed, timed out, or its node died;
   failed       too, if its job ended before the run began.
 
 Only runs without a summary cost more than opening one small file.
@@ -56,7 +56,7 @@ class State:
 
 @dataclass
 class Survey:
-    """Looks at the runs of one suite, again and again; a run that has ended well is read once."""
+    """Reads the states of one suite's runs repeatedly; a run that has ended well is read once."""
 
     suite: Path
     _final: dict[str, State] = field(default_factory=dict)
@@ -65,8 +65,8 @@ class Survey:
         """The state of every run that has a folder or was submitted, by run id.
 
         Args:
-            queue: what :func:`leapbench.cluster.slurm.queue` said before, so that a run which ends meanwhile is seen as
-                ended.
+            queue: what :func:`leapbench.cluster.slurm.queue` returned before this call, so that a run which ends
+                meanwhile is seen as ended.
         """
         jobs: dict[str, list[tuple[str, Submission]]] = {}
         for submission in submissions(self.suite):
@@ -92,22 +92,22 @@ def _state(folder: Path, exists: bool, jobs: list[tuple[str, Submission]], queue
     last = next(reversed(queued or jobs), None)
     job, log = (last[0], last[1].log(last[0])) if last else (None, None)
 
-    def found(status: str, reason: str) -> State:
+    def state(status: str, reason: str) -> State:
         return State(folder.name, folder, status, bool(summary), reason, job, log)
 
     status, reason = summary.get("status", ""), summary.get("reason") or ""
     if status and (status != Status.failed or not queued):
-        return found(status, reason)
+        return state(status, reason)
     if exists and (owner := _worker(folder / LOCK, queue)) is not None:
-        return found(Status.running, f"on {owner.get('host', 'unknown')}")
+        return state(Status.running, f"on {owner.get('host', 'unknown')}")
     if queued:
         assert queue is not None and job is not None
-        return found(Status.pending if queue[job] == "PENDING" else Status.running, f"job {job} {queue[job].lower()}")
+        return state(Status.pending if queue[job] == "PENDING" else Status.running, f"job {job} {queue[job].lower()}")
     if exists:
-        return found(Status.partial, f"job {job} ended" if job else "")
+        return state(Status.partial, f"job {job} ended" if job else "")
     if queue is None:
-        return found(Status.pending, f"job {job}, no squeue here to ask")
-    return found(Status.failed, f"job {job} ended before the run began")
+        return state(Status.pending, f"job {job}, no squeue here to ask")
+    return state(Status.failed, f"job {job} ended before the run began")
 
 
 def _worker(lock: Path, queue: dict[str, str] | None) -> dict[str, Any] | None:
@@ -116,19 +116,19 @@ def _worker(lock: Path, queue: dict[str, str] | None) -> dict[str, Any] | None:
         return None
     owner = read_owner(lock)
     job = owner.get("slurm_job")
-    left = queue is not None and job is not None and job not in queue
-    return owner if not left and is_alive(owner, lock) else None
+    job_ended = queue is not None and job is not None and job not in queue
+    return owner if not job_ended and is_alive(owner, lock) else None
 
 
 def _with_endings(states: dict[str, State], queue: dict[str, str] | None) -> dict[str, State]:
-    """Add what accounting knows of jobs that ended without a summary."""
-    silent = {
+    """Add what accounting knows about jobs that ended without a summary."""
+    unexplained = {
         state.job: state for state in states.values() if state.job and state.status in (Status.partial, Status.failed)
     }
-    known = endings(job for job, state in silent.items() if not state.ended) if queue is not None else {}
-    for job, state in silent.items():
-        if job in known and not state.ended:
-            reason = f"{state.reason}: {known[job].lower()}"
+    causes = endings(job for job, state in unexplained.items() if not state.ended) if queue is not None else {}
+    for job, state in unexplained.items():
+        if job in causes and not state.ended:
+            reason = f"{state.reason}: {causes[job].lower()}"
             states[state.run_id] = State(**{**vars(state), "reason": reason})
     return states
 

@@ -30,7 +30,7 @@ LAUNCHER = "hydra/launcher"
 
 
 class Task:
-    """One run as a job; submitit calls it again after a preemption or a time limit, and the run goes on."""
+    """One run as a job; submitit calls it again after a preemption or a time limit, and the run continues."""
 
     def __init__(self, overrides: Sequence[str], run_id: str) -> None:
         self.overrides, self.run_id = list(overrides), run_id
@@ -41,21 +41,21 @@ class Task:
 
         try:
             cfg = composed(self.overrides)
-            found = _resolved(cfg).run_id
-            if found != self.run_id:
+            run_id = _resolved(cfg).run_id
+            if run_id != self.run_id:
                 raise ConfigError(
-                    f"run {self.run_id} resolves to {found} here: code, calibration or tuning differ from what was "
+                    f"run {self.run_id} resolves to {run_id} here: code, calibration or tuning differ from what was "
                     "submitted; submit again"
                 )
         except Exception as error:
-            if (known := cli.explain(error)) is None:
+            if (explanation := cli.explain(error)) is None:
                 raise
-            print(known[0], file=sys.stderr, flush=True)
-            sys.exit(known[1])
+            print(explanation[0], file=sys.stderr, flush=True)
+            sys.exit(explanation[1])
         return cli.job(cfg)
 
     def checkpoint(self) -> Any:
-        """What submitit requeues: the same run, which resumes from its own checkpoint."""
+        """What submitit requeues: the same run, which resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -63,30 +63,34 @@ class Task:
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Overrides of the launcher (`hydra/launcher=...`, `hydra.launcher....`), and those of the runs."""
-    own = [word for word in overrides if word.lstrip("+~").startswith((f"{LAUNCHER}=", "hydra.launcher."))]
-    return own, [word for word in overrides if word not in own]
+    launcher_overrides = [
+        word for word in overrides if word.lstrip("+~").startswith((f"{LAUNCHER}=", "hydra.launcher."))
+    ]
+    return launcher_overrides, [word for word in overrides if word not in launcher_overrides]
 
 
 def launcher(overrides: Sequence[str], name: str) -> dict[str, Any]:
-    """The keys of the launcher, conf/hydra/launcher/slurm.yaml by default; jobs are called `name` if it does not say.
+    """The keys of the launcher, conf/hydra/launcher/slurm.yaml by default; jobs are called `name` if it gives no name.
 
     Raises:
         ConfigError: the launcher does not queue jobs on Slurm.
     """
-    chosen = [] if any(word.startswith(f"{LAUNCHER}=") for word in overrides) else [f"{LAUNCHER}=slurm"]
+    default = [] if any(word.startswith(f"{LAUNCHER}=") for word in overrides) else [f"{LAUNCHER}=slurm"]
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        node = compose("config", [*chosen, *overrides], return_hydra_config=True).hydra.launcher
+        node = compose("config", [*default, *overrides], return_hydra_config=True).hydra.launcher
     if not str(node.get("_target_")).endswith(".SlurmLauncher"):
-        raise ConfigError(f"{(chosen or list(overrides))[0]} queues no jobs; use {LAUNCHER}=slurm, or scripts/sweep.py")
+        raise ConfigError(
+            f"{(default or list(overrides))[0]} queues no jobs; use {LAUNCHER}=slurm, or scripts/sweep.py"
+        )
     raw = OmegaConf.to_container(node)
     assert isinstance(raw, dict)
     with open_dict(node):
         if "hydra.job" in str(raw["name"]):
             node.name = name
         del node["_target_"], node["submitit_folder"]
-    found = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    keys = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(keys, dict)
+    return {str(key): value for key, value in keys.items()}
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -100,42 +104,42 @@ def by_suite(runs: Iterable[PlannedRun]) -> dict[Path, list[PlannedRun]]:
     suites: dict[Path, dict[str, PlannedRun]] = {}
     for run in runs:
         suites.setdefault(run.folder.parent, {})[run.run_id] = run
-    return {suite: list(each.values()) for suite, each in suites.items()}
+    return {suite: list(planned.values()) for suite, planned in suites.items()}
 
 
 def prepare(runs: Iterable[PlannedRun]) -> int:
-    """Fill the caches of the data sets that `runs` read, each once; how many there are.
+    """Fill the caches of the data sets that `runs` read, each once; the number of data sets.
 
     Raises:
-        ConfigError: a data set cannot be had.
+        ConfigError: a data set cannot be loaded.
     """
     from leapbench.data import load, load_images
 
-    each = {run.data: run for run in runs}
-    for run in each.values():
+    by_data = {run.data: run for run in runs}
+    for run in by_data.values():
         config = _resolved(composed(run.overrides))
         (load if config.dataset.image is None else load_images)(config.dataset, config.cache)
-    return len(each)
+    return len(by_data)
 
 
 def to_do(runs: Iterable[PlannedRun], states: dict[str, State], retry: bool) -> tuple[list[PlannedRun], dict[str, int]]:
     """The runs that are missing, partial, or (with `retry`) failed, and how many of all are in which state."""
-    chosen, counts = [], dict[str, int]()
+    selection, counts = [], dict[str, int]()
     for run in runs:
         state = states.get(run.run_id)
         status = state.status if state else Status.missing
         counts[status] = counts.get(status, 0) + 1
-        lost = status == Status.failed and state is not None and not state.ended
-        if status in (Status.missing, Status.partial) or lost or (status == Status.failed and retry):
-            chosen.append(run)
-    return chosen, counts
+        never_started = status == Status.failed and state is not None and not state.ended
+        if status in (Status.missing, Status.partial) or never_started or (status == Status.failed and retry):
+            selection.append(run)
+    return selection, counts
 
 
 def survey(suite: Path) -> dict[str, State]:
-    """What is known of the runs of `suite`, which need not exist yet.
+    """The states of the runs of `suite`, which need not exist yet.
 
     Raises:
-        SlurmError: there is no Slurm, or the queue cannot be asked, so that nobody knows what is pending.
+        SlurmError: there is no Slurm, or the queue cannot be read, so that pending jobs are unknown.
     """
     jobs = queue()
     if jobs is None or shutil.which("sbatch") is None:
@@ -144,7 +148,7 @@ def survey(suite: Path) -> dict[str, State]:
 
 
 def submit(suite: Path, runs: Sequence[PlannedRun], retry: bool, site: Site) -> tuple[list[Submission], dict[str, int]]:
-    """Submit those of `runs`, all of `suite`, that have something left to do; the arrays, and the counts by state.
+    """Submit those of `runs`, all of `suite`, that are not finished; the arrays, and the counts by state.
 
     Raises:
         ConfigError: another submission for this suite is under way.
@@ -159,9 +163,9 @@ def submit(suite: Path, runs: Sequence[PlannedRun], retry: bool, site: Site) -> 
             "nothing was submitted twice; run this again when it is done"
         ) from None
     try:
-        chosen, counts = to_do(runs, survey(suite), retry)
+        selection, counts = to_do(runs, survey(suite), retry)
         size = max_array()
-        chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        chunks = [selection[start : start + size] for start in range(0, len(selection), size)]
         return [_array(suite, chunk, site) for chunk in chunks], counts
     finally:
         lock.release()
@@ -172,13 +176,13 @@ def _array(suite: Path, runs: Sequence[PlannedRun], site: Site) -> Submission:
     results = f"results_dir={_quoted(suite.absolute().parent)}"
     jobs = site.submit(logs, [(Task([*run.overrides, results], run.run_id),) for run in runs])
     ids = {job.job_id: run.run_id for job, run in zip(jobs, runs, strict=True)}
-    found = Submission(utc(), site.commit, str(logs), ids)
-    found.write(suite)
-    return found
+    submission = Submission(utc(), site.commit, str(logs), ids)
+    submission.write(suite)
+    return submission
 
 
 def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it."""
+    """A path quoted for Hydra's override grammar."""
     text = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{text}'"
 

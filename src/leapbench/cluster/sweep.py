@@ -1,4 +1,4 @@
-"""Sweeps: the command lines of a file in sweeps/, what they will run, how far they are, and running them one by one."""
+"""Sweeps: the command lines of a file in sweeps/, what they will run, their progress, and running them one by one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from leapbench.records.plan import PlannedRun
 
 RUNS_FAILED = 1
 INTERRUPTED = 130
-LOOK_S = 2.0  # seconds between two looks at the run folders
+LOOK_S = 2.0  # seconds between two readings of the run folders
 PLANNERS = 2  # command lines that are resolved at a time
 
 
 class PlanError(Exception):
     """A command line that does not resolve: what train.py wrote to stderr, and its exit status."""
 
-    def __init__(self, said: str, status: int) -> None:
-        super().__init__(said)
+    def __init__(self, output: str, status: int) -> None:
+        super().__init__(output)
         self.status = status
 
 
@@ -40,14 +40,14 @@ def commands(name: str, extra: list[str], folder: Path = PROJECT / "sweeps") -> 
 
     A file holds `title`, `published` (where the paper prints the tables), `tables` (ours that it feeds), `suite`,
     `overrides` and `axes`. With `commands`, each entry is a command line of its own: its overrides are added to the
-    file's, its axes and its suite replace the file's. `like: OTHER` takes what is not said from another file; an axis
-    of that file that is null here goes.
+    file's, its axes and its suite replace the file's. `like: OTHER` takes what is missing from another file; an axis
+    of that file that is null here is dropped.
 
     Raises:
         LookupError: for an unknown name; the message is one line.
     """
     spec = specification(name, folder)
-    return [_command(spec, own, extra) for own in spec.get("commands", [{}])]
+    return [_command(spec, entry, extra) for entry in spec.get("commands", [{}])]
 
 
 def specification(name: str, folder: Path = PROJECT / "sweeps") -> dict[str, Any]:
@@ -67,11 +67,11 @@ def specification(name: str, folder: Path = PROJECT / "sweeps") -> dict[str, Any
     return base | spec | {"axes": {key: values for key, values in axes.items() if values is not None}}
 
 
-def _command(spec: dict[str, Any], own: dict[str, Any], extra: list[str]) -> list[str]:
-    axes = spec.get("axes", {}) | own.get("axes", {})
+def _command(spec: dict[str, Any], entry: dict[str, Any], extra: list[str]) -> list[str]:
+    axes = spec.get("axes", {}) | entry.get("axes", {})
     swept = [f"{key}={','.join(map(str, v)) if isinstance(v, list) else v}" for key, v in axes.items()]
-    overrides = [*spec.get("overrides", []), *own.get("overrides", [])]
-    return ["train.py", "-m", f"suite={own.get('suite', spec.get('suite'))}", *overrides, *swept, *extra]
+    overrides = [*spec.get("overrides", []), *entry.get("overrides", [])]
+    return ["train.py", "-m", f"suite={entry.get('suite', spec.get('suite'))}", *overrides, *swept, *extra]
 
 
 def plan(line: list[str], cwd: Path = PROJECT) -> list[PlannedRun]:
@@ -81,15 +81,15 @@ def plan(line: list[str], cwd: Path = PROJECT) -> list[PlannedRun]:
         PlanError: it does not resolve.
     """
     command = [sys.executable, *line, "hydra.sweeper.dry_run=true"]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise PlanError(done.stderr.strip(), done.returncode)
-    runs = [PlannedRun.parse(row) for row in done.stdout.splitlines() if row.startswith("{")]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if result.returncode:
+        raise PlanError(result.stderr.strip(), result.returncode)
+    runs = [PlannedRun.parse(row) for row in result.stdout.splitlines() if row.startswith("{")]
     return [replace(run, folder=cwd / run.folder) for run in runs]
 
 
 def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) -> int:
-    """Plan all command lines, then run those that have something left to do; the worst exit status.
+    """Plan all command lines, then run those that are not finished; the worst exit status.
 
     Raises:
         PlanError: one of them does not resolve; nothing has been run.
@@ -105,10 +105,12 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
 
     try:
         for line, planned in zip(lines, plans, strict=True):
-            left = progress.still_open(planned)
-            state = f"{len(left)} of {len(planned)} runs to do" if left else f"all {len(planned)} runs have ended"
+            open_runs = progress.still_open(planned)
+            state = (
+                f"{len(open_runs)} of {len(planned)} runs to do" if open_runs else f"all {len(planned)} runs have ended"
+            )
             screen.write(f"{shlex.join(['python', *line])}\n  # {state}\n", sys.stdout)
-            if not left:
+            if not open_runs:
                 continue
             tick()
             status = execute(line, screen, tick, cwd)
@@ -123,7 +125,7 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
 
 def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path = PROJECT) -> int:
     """Run one command line to its end, calling `tick` every LOOK_S seconds; its exit status."""
-    # Progress bars of single runs would write over the sweep's line; what follows -- may ask for them again.
+    # Progress bars of single runs would overwrite the sweep's line; overrides after -- can switch them back on.
     command = [sys.executable, *line[:2], "progress=false", *line[2:]]
     child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout and child.stderr
@@ -145,7 +147,7 @@ def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path
                 break
             except subprocess.TimeoutExpired:
                 tick()
-    except KeyboardInterrupt:  # the terminal has interrupted the command too; let it end its runs
+    except KeyboardInterrupt:  # the terminal has interrupted the command as well; let it end its runs
         child.wait()
         status = INTERRUPTED
     for pump in pumps:
@@ -154,7 +156,7 @@ def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path
 
 
 class Progress:
-    """Counts the ended runs of a sweep and guesses the time left from what has been seen.
+    """Counts the ended runs of a sweep and estimates the remaining time from them.
 
     A run's work is its steps times the seconds that a step of its kind took. The pace is the work done since this
     object was made over the time since: that accounts for parallel jobs and for start-up.
@@ -167,7 +169,7 @@ class Progress:
         self.start = now()
         self.seconds: dict[Path, float] = {}  # what each ended run took
         self.look()
-        self.before = set(self.seconds)
+        self.ended_before = set(self.seconds)
 
     def look(self) -> int:
         """Read the folders of the runs that were open; how many have ended by now."""
@@ -179,9 +181,9 @@ class Progress:
                 # A failed run is run again, once.
                 if summary["status"] == Status.failed and (path / SUMMARY).stat().st_mtime < self.start:
                     continue
-            except FileNotFoundError:  # such a run has just been made unfinished again
+            except FileNotFoundError:  # the run has just been reopened
                 continue
-            laps = {lap: spent for lap, spent in summary.get("totals", {}).items() if lap.endswith("_s")}
+            laps = {lap: seconds for lap, seconds in summary.get("totals", {}).items() if lap.endswith("_s")}
             self.seconds[path] = sum(laps.values()) - laps.get("charged_s", 0.0)  # which is a sum of laps itself
         return len(self.seconds)
 
@@ -192,29 +194,29 @@ class Progress:
     def left_s(self) -> float | None:
         """Seconds until the last run ends; None before a run has ended here."""
         paces = self._paces()
-        done = sum(spent for path, spent in self.seconds.items() if path not in self.before)
+        work_done = sum(seconds for path, seconds in self.seconds.items() if path not in self.ended_before)
         if len(self.seconds) == len(self.runs):
             return 0.0
-        if not done:
+        if not work_done:
             return None
-        left = sum(_pace(run, paces) * run.steps for run in self.still_open(self.runs.values()))
-        return left * (self.now() - self.start) / done
+        work_left = sum(_pace(run, paces) * run.steps for run in self.still_open(self.runs.values()))
+        return work_left * (self.now() - self.start) / work_done
 
     def line(self) -> str:
         """`ttb_embedded: 37 of 585 runs, about 41 min left`."""
-        count, left = f"{self.name}: {len(self.seconds)} of {len(self.runs)} runs", self.left_s()
-        if left is None:
+        count, remaining_s = f"{self.name}: {len(self.seconds)} of {len(self.runs)} runs", self.left_s()
+        if remaining_s is None:
             return f"{count}, time left unknown until one ends"
-        return f"{count}, about {duration(left)} left" if left else f"{count}, all ended"
+        return f"{count}, about {duration(remaining_s)} left" if remaining_s else f"{count}, all ended"
 
     def _paces(self) -> dict[tuple[str, ...], float]:
         """Mean seconds per step by kind, by (model, dataset) and, under (), of all runs that have ended."""
-        seen: dict[tuple[str, ...], list[float]] = {}
-        for path, spent in self.seconds.items():
+        samples: dict[tuple[str, ...], list[float]] = {}
+        for path, seconds in self.seconds.items():
             run = self.runs[path]
-            for key in {run.kind, run.kind[:2], ()} if spent else ():
-                seen.setdefault(key, []).append(spent / run.steps)
-        return {key: sum(found) / len(found) for key, found in seen.items()}
+            for key in {run.kind, run.kind[:2], ()} if seconds else ():
+                samples.setdefault(key, []).append(seconds / run.steps)
+        return {key: sum(paces) / len(paces) for key, paces in samples.items()}
 
 
 def _pace(run: PlannedRun, paces: dict[tuple[str, ...], float]) -> float:

@@ -21,9 +21,9 @@ def build(spec: Mapping[str, Any], key: str, *args: Any, **kwargs: Any) -> Any:
         ConfigError: there is no such class or function, or it refuses these settings.
     """
     settings = {name: value for name, value in spec.items() if name != TARGET}
-    made = target_of(spec, key)
+    target = target_of(spec, key)
     try:
-        return made(*args, **kwargs, **settings)
+        return target(*args, **kwargs, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}: {' '.join(str(error).split())}") from None
 

@@ -1,4 +1,4 @@
-"""What types cannot say of a configuration."""
+"""The checks of a configuration that types cannot express."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leapbench.names import Mode
 
 
 def check(config: RunConfig) -> None:
-    """Check what types cannot say.
+    """Check what types cannot express.
 
     Raises:
         ConfigError: one line.

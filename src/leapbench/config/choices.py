@@ -1,4 +1,4 @@
-"""What the configuration's keys may say, where it is one of a few words."""
+"""The values of the configuration keys that take one of a few words."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class LoggerName(StrEnum):
 
 
 class WandbMode(StrEnum):
-    """Sent as they come, or kept for `wandb sync`."""
+    """Sent at once, or stored for `wandb sync`."""
 
     online = auto()
     offline = auto()

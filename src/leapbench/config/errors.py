@@ -1,4 +1,4 @@
-"""Mistakes of a user, and what is told of them: one line."""
+"""A user's mistakes, each reported in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The groups of the configuration: one dataclass each, with its choices and bounds. conf/ says what every key means."""
+"""The groups of the configuration: one dataclass each, with its choices and bounds. conf/ explains every key."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class TrainConfig:
 
 @dataclass
 class LeapConfig:
-    """mode=leap: when to propose, what to accept, and what becomes of the rest of the state."""
+    """mode=leap: when to propose, what to accept, and what happens to the rest of the state."""
 
     gate: Gate = Gate.any
     rule: RuleName = RuleName.strict
@@ -204,7 +204,7 @@ class VerifyConfig:
 
 @dataclass
 class EvalConfig:
-    """Validation: only the scorer looks."""
+    """Validation: only the scorer reads it."""
 
     every: int = bounded(least=1)
     sequences: int = bounded(least=1)

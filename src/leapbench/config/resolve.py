@@ -20,7 +20,7 @@ from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 # Quantities in steps that may be written "N epochs".
 IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
 EPOCHS = re.compile(r"(\d+) epochs?")
-# How OmegaConf says that a value is none of an enum's.
+# OmegaConf's message for a value that is no member of an enum.
 NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 
 
@@ -80,31 +80,31 @@ def _check_seed(seed: Any) -> None:
 
 
 def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
-    """Drop `none`; chosen alone it drops the controls too. mode=leap has the one predictor that was asked for."""
-    chosen = {name: spec for name, spec in predictors.items() if name != BASELINE}
-    asked = [name for name in chosen if name not in CONTROLS]
-    if BASELINE in predictors and not asked:
+    """Drop `none`; as the only choice it drops the controls too. mode=leap keeps the one requested predictor."""
+    specs = {name: spec for name, spec in predictors.items() if name != BASELINE}
+    requested = [name for name in specs if name not in CONTROLS]
+    if BASELINE in predictors and not requested:
         return {}
     if mode == Mode.leap:
-        # What was chosen comes before the controls that every run has.
-        names = list(chosen)
-        asked = names[: names.index(asked[-1]) + 1] if asked else names[:1]
-        if len(asked) > 1:
+        # Requested predictors come before the controls that every run has.
+        names = list(specs)
+        requested = names[: names.index(requested[-1]) + 1] if requested else names[:1]
+        if len(requested) > 1:
             raise ConfigError(
-                f"mode=leap follows one predictor at a time, not {', '.join(asked)}; with -m: "
-                f"predictor={','.join(asked)}"
+                f"mode=leap follows one predictor at a time, not {', '.join(requested)}; with -m: "
+                f"predictor={','.join(requested)}"
             )
-        return {name: chosen[name] for name in asked}
-    return chosen
+        return {name: specs[name] for name in requested}
+    return specs
 
 
 def _gather_settings(plain: DictConfig) -> None:
     """Move the keys that only one optimizer or wrapper has, beside its name in its yaml, into `settings`."""
     for key, kind in (("optimizer", OptimizerConfig), ("wrapper", WrapperConfig)):
-        own: Any = OmegaConf.to_container(plain[key])
+        values: Any = OmegaConf.to_container(plain[key])
         common = {item.name for item in fields(kind)} - {"settings"}
-        settings = {name: value for name, value in own.items() if name not in common}
-        plain[key] = {name: value for name, value in own.items() if name in common} | {"settings": settings}
+        settings = {name: value for name, value in values.items() if name not in common}
+        plain[key] = {name: value for name, value in values.items() if name in common} | {"settings": settings}
 
 
 def _epochs_to_steps(plain: DictConfig) -> None:
@@ -130,7 +130,7 @@ def _epochs_to_steps(plain: DictConfig) -> None:
 
 
 def _fill_lr(config: RunConfig) -> None:
-    """optimizer.lr=tuned becomes the number that the committed tuning found for this method."""
+    """optimizer.lr=tuned becomes the number that the committed tuning holds for this method."""
     lr = config.optimizer.lr
     if isinstance(lr, str):
         config.optimizer.lr = tuned_lr(config)
@@ -155,21 +155,21 @@ def _fill_thresholds(config: RunConfig) -> None:
                 f"regime=calibrated needs {regime.file}, which does not exist; measure it with a calibration sweep and "
                 "scripts/calibrate.py, or use regime=published"
             )
-        stored = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(stored, dict)
-        missing = [name for name in config.protocols if name not in stored["protocols"]]
+        calibration = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(calibration, dict)
+        missing = [name for name in config.protocols if name not in calibration["protocols"]]
         if missing:
             raise ConfigError(
                 f"{regime.file} has no thresholds for protocol {missing[0]}; calibrate it, or use regime=published"
             )
-        regime.source = stored["source"]
-        regime.by_protocol = {name: stored["protocols"][name] for name in config.protocols}
+        regime.source = calibration["source"]
+        regime.by_protocol = {name: calibration["protocols"][name] for name in config.protocols}
     regime.tau_high = regime.tau_low = None
 
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
-    if key and (found := NO_MEMBER.fullmatch(lines[0])):
-        return f"{key}={found[1]} is unknown; use {' or '.join(found[2].split(', '))}"
+    if key and (match := NO_MEMBER.fullmatch(lines[0])):
+        return f"{key}={match[1]} is unknown; use {' or '.join(match[2].split(', '))}"
     return f"{key}: {lines[0]}" if key else lines[0]

@@ -88,7 +88,7 @@ class RunConfig:
 
     @property
     def protocol(self) -> ProtocolConfig:
-        """The first protocol; all of a run's protocols train alike."""
+        """The first protocol; all of a run's protocols train identically."""
         return next(iter(self.protocols.values()))
 
     @property
@@ -98,13 +98,13 @@ class RunConfig:
 
     @property
     def idle_keys(self) -> tuple[str, ...]:
-        """Keys that such a run never reads, so that they do not make another run of it."""
-        without = () if self.wrapper.name != NONE else ("wrapper",)
+        """Keys that such a run never reads, so that they do not change its id."""
+        unused = () if self.wrapper.name != NONE else ("wrapper",)
         if self.mode == Mode.observe:
-            return (*without, "leap", "verify.resample")
+            return (*unused, "leap", "verify.resample")
         if not self.predictors:
-            return (*without, "leap", "verify.resample", "cascade", "landscape", "regime", "K")
-        return (*without, "cascade", "landscape", *(() if self.gated else ("regime",)))
+            return (*unused, "leap", "verify.resample", "cascade", "landscape", "regime", "K")
+        return (*unused, "cascade", "landscape", *(() if self.gated else ("regime",)))
 
     @property
     def gated(self) -> bool:
@@ -157,7 +157,7 @@ MACHINE_KEYS = (
 
 
 def plain(config: Any) -> Any:
-    """A dataclass as what JSON knows: dictionaries, lists, texts, numbers."""
+    """A dataclass as JSON types: dictionaries, lists, strings, numbers."""
     return json.loads(json.dumps(asdict(config)))
 
 

@@ -1,7 +1,7 @@
 """Tuned learning rates: how a file in results/tuning/ is looked up.
 
 A rate belongs to a cell: (model, dataset, optimizer, schedule, method). It is picked on the verification split with
-seeds that are not scored; the validation split plays no part.
+seeds that are not scored; the validation split is not used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from leapbench.names import BASELINE, PROJECT, Mode
 
 TUNING = PROJECT / "results" / "tuning"
 KEYS = ("optimizer", "schedule", "method")
-# optimizer.lr: the rate tuned for this very method, or a multiple of the one tuned for training without a predictor.
+# optimizer.lr: the rate tuned for this method, or a multiple of the one tuned for training without a predictor.
 TUNED, OF_BASELINE = "tuned", re.compile(r"(\d+(?:\.\d+)?) baseline")
 
 
@@ -58,7 +58,7 @@ def tuned_lr(config: RunConfig, folder: Path = TUNING) -> float:
     """The number that the text in `optimizer.lr` stands for: "tuned", or "0.5 baseline", half the tuned baseline's.
 
     Raises:
-        ConfigError: another text, or nothing is known of this cell; names the command that tunes it.
+        ConfigError: another text, or no entry for this cell; names the command that tunes it.
     """
     text = str(config.optimizer.lr)
     multiple = OF_BASELINE.fullmatch(text)
@@ -73,17 +73,17 @@ def tuned_lr(config: RunConfig, folder: Path = TUNING) -> float:
         for entry in _entries(path, path.stat().st_mtime_ns):
             if all(entry[key] == getattr(cell, key) for key in KEYS):
                 return float(f"{entry['lr'] * (float(multiple[1]) if multiple else 1.0):.6g}")
-    place = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
-    known = "has no entry" if path.is_file() else "does not exist, so there is none"
+    file = path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+    problem = "has no entry" if path.is_file() else "does not exist, so there is none"
     raise ConfigError(
-        f"optimizer.lr={text}: {place} {known} for {cell.optimizer}, {cell.schedule}, {cell.method}; run make sweep "
+        f"optimizer.lr={text}: {file} {problem} for {cell.optimizer}, {cell.schedule}, {cell.method}; run make sweep "
         f"NAME={_sweep(cell)}, then python scripts/tune.py {_sweep(cell)}, or give a number"
     )
 
 
 @functools.lru_cache
 def _entries(path: Path, mtime_ns: int) -> list[dict[str, Any]]:
-    """The content of a file as of its last change; a sweep looks into it once per cell."""
+    """The content of a file as of its last change; a sweep reads it once per cell."""
     return list(yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 

@@ -33,11 +33,11 @@ from leapbench.records.lock import HeldError, Lock
 if TYPE_CHECKING:
     from leapbench.data.images import ImageSplits
 
-# The file of each source, imported when it is asked for: some of them need libraries that take a second to load.
+# The file of each source, imported on first use: some need libraries that take a second to load.
 SOURCES = {Source.stdlib: "stdlib", Source.text_files: "text_files", Source.hub: "hub"}
 IMAGE_SOURCES = {Source.digits: "digits", Source.hub: "hub_images"}
-WAIT_S = 0.5  # seconds between two looks at a cache that another process is making
-VERSION = 1  # raise it when the same corpus and tokenizer would give other sequences
+WAIT_S = 0.5  # seconds between two checks of a cache that another process is making
+VERSION = 1  # to be raised when the same corpus and tokenizer would give other sequences
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +52,10 @@ class Tokens:
 
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         """Sequences by number: `input_ids` (B, tokens), and when padded `attention_mask` (B, tokens), both int64."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        batch = {"input_ids": torch.from_numpy(self.ids[chosen].astype(np.int64))}
+        numbers = np.asarray(indices, dtype=np.int64)
+        batch = {"input_ids": torch.from_numpy(self.ids[numbers].astype(np.int64))}
         if self.lengths is not None:
-            mask = np.arange(self.ids.shape[1]) < self.lengths[chosen][:, None]
+            mask = np.arange(self.ids.shape[1]) < self.lengths[numbers][:, None]
             batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return batch
 
@@ -83,7 +83,7 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
     Documents of no more than `cfg.min_characters` characters are left out. Several processes may load at once.
 
     Raises:
-        ConfigError: one line, for a source or tokenizer that cannot be had, a split without a single sequence, or a
+        ConfigError: one line, for a source or tokenizer that cannot be loaded, a split without a single sequence, or a
             cache that cannot be written.
     """
     if cfg.hold_out_last is not None and cfg.source != Source.hub:
@@ -101,9 +101,9 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
              cfg.hold_out_last, cfg.text_column)  # fmt: skip
     folder = Path(cache_dir).expanduser() / sha256(json.dumps(parts).encode()).hexdigest()
     if not folder.is_dir():
-        lock = _turn(folder, cache_dir)
+        lock = _wait_for_lock(folder, cache_dir)
         try:
-            if not folder.is_dir():  # by another process, while this one waited
+            if not folder.is_dir():  # another process may have made it meanwhile
                 _build(folder, corpus, make_tokenizer, cfg)
         finally:
             lock.release()
@@ -116,7 +116,7 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     """The labelled images `cfg` describes; those of the hub are kept under `cache_dir` as the `datasets` library does.
 
     Raises:
-        ConfigError: one line, for a source that cannot be had or keys that do not fit it.
+        ConfigError: one line, for a source that cannot be loaded or keys that do not fit it.
     """
     image = cfg.image
     assert image is not None
@@ -129,8 +129,8 @@ def _file(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def _turn(folder: Path, cache_dir: Path) -> Lock:
-    """The lock of `folder`, once no other process is making it: of many jobs that start at once, one does the work."""
+def _wait_for_lock(folder: Path, cache_dir: Path) -> Lock:
+    """The lock of `folder`, once no other process holds it: of many jobs that start at once, one does the work."""
     lock = Lock(folder.with_name(f"{folder.name}.lock"))
     while True:
         try:
@@ -161,7 +161,7 @@ def _build(
 
 
 def _write(stem: Path, documents: Iterator[str], tokenizer: Tokenizer, cfg: DatasetConfig) -> None:
-    """Tokenise one split into `<stem>.ids` and, when padded, `<stem>.lengths`: bare arrays, written as they come."""
+    """Tokenise one split into `<stem>.ids` and, when padded, `<stem>.lengths`: raw arrays, written batch by batch."""
     separator = np.asarray(list(tokenizer.separator), tokenizer.dtype)
     size, lengths, tokens = 0, [], cfg.tokens
     assert tokens is not None

@@ -1,4 +1,9 @@
-"""Random changes of training images. Everything random comes from the generator that is handed in."""
+"""Random changes of training images.
+
+These are not torchvision's transforms: its wheel on PyPI for the pinned torch is a CUDA build, which a CPU build of
+torch cannot import, and its random numbers come from torch's global generator, whereas here everything random follows
+from the generator, and so the seed, that is handed in.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +83,7 @@ class Distort:
 def random_box(size: tuple[int, int], smallest: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right, bottom (pixels) of a part with a share of the area in [smallest, 1] and sides 3:4 to 4:3.
 
-    Without success in a few tries it is the largest part in the middle with such sides.
+    If a few tries fail, it is the largest part in the middle with such sides.
     """
     width, height = size
     for _ in range(TRIES):
@@ -110,8 +115,8 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
 
 
 COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-# The fourteen operations with their ranges as in torchvision's RandAugment; `level` runs from -1 to 1, and those that
-# know no direction take its size.
+# The fourteen operations with their ranges as in torchvision's RandAugment; `level` runs from -1 to 1, and those
+# without a direction use its absolute value.
 RAND_AUGMENT: tuple[Operation, ...] = (
     lambda image, level: image,
     lambda image, level: _map(image, 1, 0.3 * level, 0, 0, 1, 0),

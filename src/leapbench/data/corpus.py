@@ -1,4 +1,4 @@
-"""What every source of text hands over: documents in three splits, and a hash of the content."""
+"""What every source of text provides: documents in three splits, and a hash of the content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Corpus:
     """A text in three disjoint splits.
 
     `sha256` identifies the content, not its place on disk. `read(split)` yields the documents of `train`,
-    `verification` or `validation` in a fixed order, anew at every call and without holding them all.
+    `verification` or `validation` in a fixed order, from the start at every call, without holding all in memory.
     """
 
     sha256: str
@@ -31,7 +31,7 @@ class Corpus:
 
 
 def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[str], Iterator[str]]:
-    """Deal (name, text) documents to the splits, 90 / 5 / 5.
+    """Assign (name, text) documents to the splits, 90 / 5 / 5.
 
     The documents are ranked by a hash of their names: the first 5 % (rounded up) are verification, the next 5 %
     validation, the rest train. The result depends on the names only, not on the order or the number of the calls.
@@ -49,7 +49,7 @@ def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callabl
 
     def read(split: str) -> Iterator[str]:
         code = SPLITS.index(split)
-        return (text for (_, text), own in zip(documents(), split_of(), strict=True) if own == code)
+        return (text for (_, text), document_code in zip(documents(), split_of(), strict=True) if document_code == code)
 
     return read
 

@@ -22,24 +22,24 @@ VALIDATION = 300
 
 
 def bundled() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (1797, 8, 8) uint8 and labels (1797,) int64, as `sklearn.datasets.load_digits` has them.
+    """Pixels (1797, 8, 8) uint8 and labels (1797,) int64, as `sklearn.datasets.load_digits` returns them.
 
     Read from scikit-learn's folder without importing it, which takes a second.
 
     Raises:
         ConfigError: scikit-learn is not installed.
     """
-    found = importlib.util.find_spec("sklearn")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError("dataset=digits comes with scikit-learn, which is not installed; pip install scikit-learn")
-    path = Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    path = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
 def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
-    """The digits, dealt to the splits so that each has every class in the same share; the split is always the same.
+    """The digits, split so that every class has the same share in each split; the split is always the same.
 
     Raises:
         ConfigError: a key that does not fit these images.
@@ -58,8 +58,8 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     order = stratified(labels)
     channels = torch.from_numpy(pixels)[:, None].expand(-1, image.channels, -1, -1)
     train_split, verification, validation = (
-        Resident(channels[chosen], torch.from_numpy(labels)[chosen], WHITE, image)
-        for chosen in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
+        Resident(channels[numbers], torch.from_numpy(labels)[numbers], WHITE, image)
+        for numbers in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
     )
     sha256 = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
     return ImageSplits(train_split, verification, validation, sha256)

@@ -70,13 +70,13 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
 
 
 def fetch(key: str, name: str, load: Callable[[bool], T], remedy: str) -> T:
-    """`load(local_files_only)`: from this machine if `name` is all there, else from the hub if it answers in time.
+    """`load(local_files_only)`: from this machine if all of `name` is there, else from the hub if it answers in time.
 
-    A single probe of a few seconds decides whether the hub can be reached, since its own client retries for half a
-    minute and more per request.
+    A single probe of a few seconds decides whether the hub can be reached, since its own client retries each
+    request for half a minute or more.
 
     Raises:
-        ConfigError: one line that says why `key`=`name` could not be had, and the `remedy`.
+        ConfigError: one line that says why `key`=`name` could not be loaded, and the `remedy`.
     """
     try:
         return load(True)
@@ -100,14 +100,14 @@ def folder_of(cfg: DatasetConfig) -> Path:
         raise ConfigError("dataset.path is empty; set it to a hub name or to a local copy of a hub repository")
     root = Path(cfg.path).expanduser()
     if not root.is_dir():
-        wanted = f"{cfg.subset}/*.parquet" if cfg.subset else "*.parquet"
+        pattern = f"{cfg.subset}/*.parquet" if cfg.subset else "*.parquet"
 
         def download(local_files_only: bool) -> str:
             return huggingface_hub.snapshot_download(
                 str(cfg.path),
                 repo_type="dataset",
                 revision=cfg.revision,
-                allow_patterns=wanted,
+                allow_patterns=pattern,
                 local_files_only=local_files_only,
             )
 

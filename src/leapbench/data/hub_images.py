@@ -41,8 +41,8 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     assert image is not None
     folder = folder_of(cfg)
     train_files = shards(folder, "train")
-    other_files = shards(folder, "validation") or shards(folder, "test")
-    if not train_files or not other_files:
+    validation_files = shards(folder, "validation") or shards(folder, "test")
+    if not train_files or not validation_files:
         missing = "validation or test" if train_files else "train"
         raise ConfigError(f"{folder} has no {missing} split: no {missing}-*.parquet and no {missing}/*.parquet in it")
     read, labels = _table(train_files, image, cache_dir)
@@ -53,18 +53,18 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
         )
     order = stratified(labels)
     verification, train = np.sort(order[: image.held_out]), np.sort(order[image.held_out :])
-    other_read, other_labels = _table(other_files, image, cache_dir)
+    read_validation, validation_labels = _table(validation_files, image, cache_dir)
     return ImageSplits(
         _split(read, labels, train, cfg),
         _split(read, labels, verification, cfg),
-        _split(other_read, other_labels, np.arange(len(other_labels)), cfg),
-        hash_footers(folder, train_files + other_files),
+        _split(read_validation, validation_labels, np.arange(len(validation_labels)), cfg),
+        hash_footers(folder, train_files + validation_files),
     )
 
 
 def hash_footers(folder: Path, files: list[Path]) -> str:
     """Sha256, hex, over names, sizes and parquet footers, which hold the place and size of every piece of a column:
-    the content itself is too much to be read at every start.
+    the content itself is too large to read at every start.
     """
     total = hashlib.sha256()
     for file in files:
@@ -79,7 +79,7 @@ def hash_footers(folder: Path, files: list[Path]) -> str:
 
 def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, np.ndarray]:
     """A function that decodes the image of a row, and the labels (n,) int64."""
-    where, datasets = files[0].parent, library()
+    folder, datasets = files[0].parent, library()
     try:
         table = datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache_dir / "images")
@@ -87,18 +87,18 @@ def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, 
         columns = [cfg.image_column, cfg.label_column]
         if len(set(columns) & set(table.column_names)) < 2:
             raise ConfigError(
-                f"{where} has no two columns {' and '.join(columns)}; set dataset.image.image_column and "
+                f"{folder} has no two columns {' and '.join(columns)}; set dataset.image.image_column and "
                 f"dataset.image.label_column to two of {', '.join(table.column_names)}"
             )
         table = table.select_columns(columns)
         table = table.cast_column(cfg.image_column, datasets.Image(decode=False))
         labels = table.data.column(cfg.label_column).to_numpy().astype(np.int64)
     except (ValueError, TypeError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(f"{where} has no readable table of images and labels: {first_line(error)}") from None
+        raise ConfigError(f"{folder} has no readable table of images and labels: {first_line(error)}") from None
     if labels.min() < 0 or labels.max() >= cfg.classes:
         raise ConfigError(
-            f"{where} has labels from {labels.min()} to {labels.max()}, but dataset.image.classes={cfg.classes} allows "
-            f"0 to {cfg.classes - 1}"
+            f"{folder} has labels from {labels.min()} to {labels.max()}, but dataset.image.classes={cfg.classes} "
+            f"allows 0 to {cfg.classes - 1}"
         )
     mode = "RGB" if cfg.channels == 3 else "L"
 
@@ -106,7 +106,7 @@ def _table(files: list[Path], cfg: ImageConfig, cache_dir: Path) -> tuple[Read, 
         try:
             return Image.open(io.BytesIO(table[row][cfg.image_column]["bytes"])).convert(mode)
         except (OSError, TypeError) as error:
-            raise ConfigError(f"row {row} of {where} is no readable image: {first_line(error)}") from None
+            raise ConfigError(f"row {row} of {folder} is no readable image: {first_line(error)}") from None
 
     return read, labels
 

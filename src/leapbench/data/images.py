@@ -1,7 +1,7 @@
 """Labelled images: :func:`load_images` returns the three splits of a data set, each a map from numbers to batches.
 
 A source is one file with `open_images(cfg, cache_dir) -> ImageSplits`. What is random in a batch is a function of the
-seed that the caller gives for it.
+seed that the caller passes.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Resident:
 
     def batch(self, indices: Sequence[int] | np.ndarray, seed: Sequence[int] | None = None) -> dict[str, Tensor]:
         """See :meth:`Images.batch`; `seed` is that of the whole batch's maps."""
-        chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
-        pixels = self._resized(self.pixels[chosen].float().div_(self.white))
+        numbers = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        pixels = self._resized(self.pixels[numbers].float().div_(self.white))
         if seed is not None and self.affine is not None:
             pixels = self.affine(pixels, np.random.default_rng(seed))
-        return {"pixel_values": self.normalise(pixels), "labels": self.labels[chosen]}
+        return {"pixel_values": self.normalise(pixels), "labels": self.labels[numbers]}
 
     def _resized(self, pixels: Tensor) -> Tensor:
         size = (self.cfg.size, self.cfg.size)
@@ -85,7 +85,7 @@ class Resident:
 
 
 class Streamed:
-    """Images decoded when they are drawn, one by one on `workers` threads, on whose number nothing depends.
+    """Images decoded when they are drawn, one by one on `workers` threads; the result does not depend on their number.
 
     Args:
         read: the number of an image -> the image.
@@ -105,23 +105,23 @@ class Streamed:
         """See :meth:`Images.batch`; each image draws from `seed` and its place in the batch."""
         size = self.cfg.size
 
-        def one(place: int, index: int) -> Tensor:
+        def load(position: int, index: int) -> Tensor:
             image = self.read(index)
             if seed is not None and self.distort is not None:
-                image = self.distort(image, size, np.random.default_rng([*seed, place]))
+                image = self.distort(image, size, np.random.default_rng([*seed, position]))
             else:
                 image = center_crop(image, self.cfg.resize or size, size)
             return torch.from_numpy(np.array(image).reshape(size, size, self.cfg.channels)).permute(2, 0, 1)
 
         numbers = [int(index) for index in indices]
-        pixels = torch.stack(list(self.pool.map(one, range(len(numbers)), numbers))).float().div_(255)
+        pixels = torch.stack(list(self.pool.map(load, range(len(numbers)), numbers))).float().div_(255)
         labels = torch.from_numpy(self.labels[np.asarray(numbers, dtype=np.int64)])
         return {"pixel_values": self.normalise(pixels), "labels": labels}
 
 
 class Normalise:
     """(pixels - mean) / std per channel, the result stored channels last: on a CPU convolution, pooling and batch norm
-    take a fifth less time so, and tensor cores want it.
+    take a fifth less time this way, and tensor cores need it.
 
     Raises:
         ConfigError: there is not one mean and one standard deviation per channel.
@@ -145,7 +145,7 @@ def augmentation(kind: Callable[..., T], cfg: ImageConfig) -> T | None:
     """`dataset.image.augment` as an object, or None where it is empty.
 
     Raises:
-        ConfigError: a key that such images do not have.
+        ConfigError: an unknown key.
     """
     arguments: dict[str, Any] = dict(cfg.augment)
     try:
@@ -156,10 +156,10 @@ def augmentation(kind: Callable[..., T], cfg: ImageConfig) -> T | None:
 
 
 def stratified(labels: np.ndarray) -> np.ndarray:
-    """A fixed random order (n,) of which every stretch has the classes in about their shares."""
+    """A fixed random order (n,) in which every stretch holds the classes in about their overall shares."""
     rng = np.random.default_rng(SPLIT_SEED)
     order, share = rng.permutation(len(labels)), np.empty(len(labels))
     for label in np.unique(labels):
-        own = order[labels[order] == label]
-        share[own] = (np.arange(len(own)) + rng.random()) / len(own)
+        members = order[labels[order] == label]
+        share[members] = (np.arange(len(members)) + rng.random()) / len(members)
     return np.argsort(share, kind="stable")

@@ -40,7 +40,7 @@ class Tokenizer:
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """The smallest dtype in use here that holds every id."""
+        """The smallest of the two dtypes used that holds every id."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
 

@@ -40,65 +40,65 @@ def write_figures(
         folder: where the png files go.
     """
     frames = {table.name: table.frame for table in tables}
-    paths = _leapt(suite, frames, folder)
+    paths = _leap_figures(suite, frames, folder)
     completed = suite.runs[(suite.runs["status"] == Status.completed) & (suite.runs["mode"] == "observe")]
     for workload in completed[TRAINING].drop_duplicates().to_dict("records"):
 
-        def own(frame: pd.DataFrame, workload: dict[Hashable, Any] = workload) -> pd.DataFrame:
+        def select(frame: pd.DataFrame, workload: dict[Hashable, Any] = workload) -> pd.DataFrame:
             return frame[np.logical_and.reduce([frame[name] == value for name, value in workload.items()])]
 
         name = section_name({str(key): value for key, value in workload.items()})
-        drawn: dict[str, Figure | None] = {}
+        figures: dict[str, Figure | None] = {}
         with plt.rc_context(STYLE):
-            drawn["loss_regimes"] = loss_regimes(own(suite.evals), own(suite.regimes), name)
-            drawn["similarity"] = similarity(own(suite.regimes), name)
+            figures["loss_regimes"] = loss_regimes(select(suite.evals), select(suite.regimes), name)
+            figures["similarity"] = similarity(select(suite.regimes), name)
             for rule in JUDGED:
                 if f"acceptance_{rule}" in frames:
-                    drawn[f"acceptance_{rule}"] = acceptance(own(frames[f"acceptance_{rule}"]), rule, name)
+                    figures[f"acceptance_{rule}"] = acceptance(select(frames[f"acceptance_{rule}"]), rule, name)
             if "momentum_catastrophe" in frames:
-                drawn["momentum_catastrophe"] = catastrophe(
-                    own(frames["momentum_catastrophe"]), published.momentum, name
+                figures["momentum_catastrophe"] = catastrophe(
+                    select(frames["momentum_catastrophe"]), published.momentum, name
                 )
-            drawn["distance"] = distance(own(scored), name)
-            drawn["landscape"] = landscape(own(suite.landscape), name)
-            paths += _saved(drawn, name, folder)
+            figures["distance"] = distance(select(scored), name)
+            figures["landscape"] = landscape(select(suite.landscape), name)
+            paths += _save(figures, name, folder)
     return paths
 
 
-def _leapt(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
-    """The figures of the runs of mode=leap; of a single run those that need no baseline."""
+def _leap_figures(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
+    """The figures of the runs of mode=leap; for a single run, those that need no baseline."""
     part = suite.part("leap")
     if not part.configs:
         return []
     leaps = leaps_of(part)
-    done = leaps.runs[leaps.runs["status"] == Status.completed]
+    completed = leaps.runs[leaps.runs["status"] == Status.completed]
     columns = ["run_id", *WORKLOAD, "row"]
-    curves = leaps.curves.merge(done[columns], on="run_id")
+    curves = leaps.curves.merge(completed[columns], on="run_id")
     references = leaps.references.frame[leaps.references.frame["reference"] == "tuned"]
     paths: list[Path] = []
-    for workload in done[WORKLOAD].drop_duplicates().to_dict("records"):
+    for workload in completed[WORKLOAD].drop_duplicates().to_dict("records"):
         name = workload_name(workload)
         reference = next(iter(of_workload(references, workload)["row"]), None)
-        own = {table: of_workload(frame, workload) for table, frame in frames.items() if table in LEAPT}
+        tables = {table: of_workload(frame, workload) for table, frame in frames.items() if table in LEAPT}
         with plt.rc_context(STYLE):
-            drawn = {"loss_curves": loss_curves(
+            figures = {"loss_curves": loss_curves(
                 of_workload(curves, workload), of_workload(leaps.rows, workload), reference, name
             )}  # fmt: skip
-            for stem, table, figure in (
+            for stem, table, draw in (
                 ("time_to_baseline", "time_to_baseline", time_to_baseline), ("overhead", "leap_overhead", overhead),
                 ("after_leap", "after_leap", after_leap),
             ):  # fmt: skip
-                if table in own:
-                    drawn[stem] = figure(own[table], name)
-            paths += _saved(drawn, name, folder)
+                if table in tables:
+                    figures[stem] = draw(tables[table], name)
+            paths += _save(figures, name, folder)
     return paths
 
 
-def _saved(drawn: dict[str, Figure | None], name: str, folder: Path) -> list[Path]:
+def _save(figures: dict[str, Figure | None], name: str, folder: Path) -> list[Path]:
     """Write the figures that were drawn as `folder`/<stem>__<workload>.png, and close them."""
     paths: list[Path] = []
     slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
-    for stem, figure in drawn.items():
+    for stem, figure in figures.items():
         if figure is not None:
             folder.mkdir(parents=True, exist_ok=True)
             paths.append(folder / f"{stem}__{slug}.png")

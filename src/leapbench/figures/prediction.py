@@ -45,13 +45,13 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
                 x = np.array([horizons.index(K) for K in cells["K"]]) + (i - (len(predictors) - 1) / 2) * shift
                 colour, marker = styles[predictor]
                 with_interval(ax, x, cells, colour, marker, "--" if predictor == "persistence" else "-")
-                known = cells["published_mean"].notna().to_numpy()
-                if known.any():
-                    label = f"published mean, {cells.loc[known, 'published_model'].iloc[0]}"
+                has_published = cells["published_mean"].notna().to_numpy()
+                if has_published.any():
+                    label = f"published mean, {cells.loc[has_published, 'published_model'].iloc[0]}"
                     cited.append(Line2D([], [], color="#555555", ls="", marker="o", mfc="white", ms=6, label=label))
                     ax.plot(
-                        x[known],
-                        cells["published_mean"][known],
+                        x[has_published],
+                        cells["published_mean"][has_published],
                         ls="",
                         marker=marker,
                         mfc="white",
@@ -75,8 +75,10 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
 def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figure | None:
     """Predicted over actual loss of the momentum predictor against K, log axis, one line per protocol."""
     calm = frame[frame["regime"] == CALM]
-    used = calm if calm.loc[calm["predictor"] == "momentum", "mean"].notna().any() else frame[frame["regime"] == "all"]
-    rows = used[used["predictor"] == "momentum"]
+    regime_rows = (
+        calm if calm.loc[calm["predictor"] == "momentum", "mean"].notna().any() else frame[frame["regime"] == "all"]
+    )
+    rows = regime_rows[regime_rows["predictor"] == "momentum"]
     if not rows["mean"].notna().any():
         return None
     figure, axes = grid(1, 1, 6.6, 4.6)
@@ -101,26 +103,26 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_xlabel("K [steps]")
     ax.set_ylabel("predicted loss / loss now")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    regime = used["regime"].iloc[0]
+    regime = regime_rows["regime"].iloc[0]
     figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}, n = {int(rows['n_seeds'].max())} seeds, "
                     "bars: 95 % bootstrap interval")  # fmt: skip
     return figure
 
 
 def distance(scored: pd.DataFrame, name: str) -> Figure | None:
-    """Distance of the candidates to the true weights, in units of staying put: median and quartiles against K."""
+    """Distance of the candidates to the true weights over that of the current ones: median and quartiles against K."""
     if scored.empty:
         return None
-    rows = scored.assign(ratio=distance_ratio(scored), lost=scored["rel_l2_to_true"].isna())
+    rows = scored.assign(ratio=distance_ratio(scored), nonfinite=scored["rel_l2_to_true"].isna())
     protocols, predictors, horizons = protocols_of(rows), predictors_of(rows), sorted(rows["K"].unique())
-    # The code's momentum is farther off by orders of magnitude: an axis for each protocol keeps the others readable.
+    # The code's momentum is off by orders of magnitude more: one axis per protocol keeps the others readable.
     figure, axes = grid(1, len(protocols), 3.5, 3.6, sharey=False)
     shift, styles = 0.4 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         plain_log(ax)
         for i, predictor in enumerate(predictors):
-            own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
-            quartiles = own.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            quartiles = group.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
             x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
             colour, marker = styles[predictor]
             if predictor == "persistence":
@@ -128,8 +130,8 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
                 continue
             ax.plot(x, quartiles[0.5], color=colour, marker=marker, ms=4.5)
             ax.vlines(x, quartiles[0.25], quartiles[0.75], color=colour, lw=1.1)
-            lost = own.groupby("K")["lost"].any()
-            mark_at_top(ax, x[lost.reindex(quartiles.index).to_numpy()], colour)
+            nonfinite = group.groupby("K")["nonfinite"].any()
+            mark_at_top(ax, x[nonfinite.reindex(quartiles.index).to_numpy()], colour)
         ax.set_xticks(range(len(horizons)), [str(K) for K in horizons])
         ax.set_title(protocol)
         ax.set_xlabel("K [steps]")

@@ -19,7 +19,7 @@ RUN_COLUMNS = [
 
 
 def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Table], list[Path], Path]:
-    """Make everything anew from the run folders of a suite.
+    """Rebuild everything from the run folders of a suite.
 
     Args:
         folder: the suite's, results/raw/SUITE.
@@ -30,19 +30,19 @@ def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Ta
         the tables, the figures' paths, and the page.
     """
     suite = load_suite(folder)
-    made = tables.build(suite, published)
-    place = out / "tables" / suite.name
-    place.mkdir(parents=True, exist_ok=True)
-    for table in made:
-        tables.write(table, suite, place)
-    figures = write_figures(suite, score(suite), made, published, out / "figures" / suite.name)
-    suite.runs[RUN_COLUMNS].to_csv(place / RUNS, index=False, float_format="%.6g", lineterminator="\n")
-    page = place / "README.md"
-    page.write_text(report(suite, made, figures, place), encoding="utf-8")
-    return made, figures, page
+    suite_tables = tables.build(suite, published)
+    table_folder = out / "tables" / suite.name
+    table_folder.mkdir(parents=True, exist_ok=True)
+    for table in suite_tables:
+        tables.write(table, suite, table_folder)
+    figures = write_figures(suite, score(suite), suite_tables, published, out / "figures" / suite.name)
+    suite.runs[RUN_COLUMNS].to_csv(table_folder / RUNS, index=False, float_format="%.6g", lineterminator="\n")
+    page = table_folder / "README.md"
+    page.write_text(report(suite, suite_tables, figures, table_folder), encoding="utf-8")
+    return suite_tables, figures, page
 
 
-def report(suite: Suite, made: list[Table], figures: list[Path], folder: Path) -> str:
+def report(suite: Suite, suite_tables: list[Table], figures: list[Path], folder: Path) -> str:
     """The page: runs by status with their commit, tables, figures."""
     lines = [
         f"# Suite {suite.name}",
@@ -52,13 +52,13 @@ def report(suite: Suite, made: list[Table], figures: list[Path], folder: Path) -
     ]
     lines += ["## Runs", "", f"One line each: [{RUNS}]({RUNS}).", "", "| status | runs | git commit |", "|:--|--:|:--|"]
     for status, runs in suite.runs.groupby("status"):
-        known = zip(runs["git_commit"], runs["git_dirty"], strict=True)
-        commits = sorted({f"{commit[:12]}{' + changes' if dirty else ''}" for commit, dirty in known})
+        versions = zip(runs["git_commit"], runs["git_dirty"], strict=True)
+        commits = sorted({f"{commit[:12]}{' + changes' if dirty else ''}" for commit, dirty in versions})
         lines.append(f"| {status} | {len(runs)} | {', '.join(commits)} |")
     notes = tables.not_counted(suite)
     lines += ["", *(["Not counted:", "", *(f"- {note}" for note in notes), ""] if notes else [])]
     lines += ["## Tables", "", "`make tables` also writes LaTeX, and a csv with a row per seed where there is one.", ""]
-    for table in made:
+    for table in suite_tables:
         kinds = ", ".join(f"[{end}]({table.name}.{end})" for end in ("md", "csv"))
         lines.append(f"- {table.title}: {kinds}: {table.summary}")
     lines += ["", "## Figures", ""]

@@ -22,7 +22,7 @@ from matplotlib.ticker import LogFormatter
 from leapbench.tables.acceptance import in_order
 
 DPI = 150
-# Each predictor's own; no two share a colour.
+# One style per predictor; no two share a colour.
 PREDICTOR_STYLE = {
     "linear": ("#0072B2", "o"), "quadratic": ("#D55E00", "s"), "momentum": ("#CC79A7", "^"),
     "momentum_decay": ("#882255", "v"), "trend": ("#009E73", "D"), "average": ("#E69F00", "P"),
@@ -53,7 +53,7 @@ STYLE: Any = {
 
 
 def grid(rows: int, columns: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
-    """A figure of equal panels; `width` and `height` of one panel in inches. x is shared, y unless told otherwise."""
+    """A figure of equal panels; `width` and `height` of one panel in inches. x is shared, y with `sharey`."""
     size = (max(6.4, width * columns), height * rows + 1.1)
     return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=sharey, squeeze=False)
 
@@ -69,17 +69,17 @@ def predictors_of(frame: pd.DataFrame) -> list[str]:
 
 
 def predictor_styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """(colour, marker) of every predictor of a figure: its own, or a spare that no other one in it has.
+    """(colour, marker) of every predictor of a figure: its own, or a spare style that no other predictor in it has.
 
-    With more predictors than spares, colours come again with other markers.
+    With more predictors than spare styles, colours repeat with other markers.
     """
-    chosen = list(dict.fromkeys(names))
-    styles = {name: PREDICTOR_STYLE[name] for name in chosen if name in PREDICTOR_STYLE}
+    distinct = list(dict.fromkeys(names))
+    styles = {name: PREDICTOR_STYLE[name] for name in distinct if name in PREDICTOR_STYLE}
     markers = [marker for _, marker in SPARE_STYLES]
-    for i, name in enumerate(name for name in chosen if name not in styles):
-        turn, place = divmod(i, len(SPARE_STYLES))
-        styles[name] = SPARE_STYLES[place][0], markers[(place + turn) % len(markers)]
-    return {name: styles[name] for name in chosen}
+    for i, name in enumerate(name for name in distinct if name not in styles):
+        cycle, index = divmod(i, len(SPARE_STYLES))
+        styles[name] = SPARE_STYLES[index][0], markers[(index + cycle) % len(markers)]
+    return {name: styles[name] for name in distinct}
 
 
 def with_interval(ax: Axes, x: np.ndarray, cells: pd.DataFrame, colour: str, marker: str, line: str) -> None:
@@ -96,7 +96,7 @@ def mark_at_top(ax: Axes, x: Iterable[float], colour: str) -> None:
         ax.plot(x, np.full(len(x), 0.985), "x", ms=6, mew=1.6, color=colour, transform=edge, clip_on=False, zorder=6)
 
 
-def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) -> None:
+def predictor_legend(figure: Figure, predictors: list[str], *extra_handles: Line2D) -> None:
     """One legend for all panels, below them."""
     handles = []
     for name, (colour, marker) in predictor_styles(predictors).items():
@@ -104,7 +104,7 @@ def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) ->
         handles.append(
             Line2D([], [], color=colour, marker=None if flat else marker, ms=5, ls="--" if flat else "-", label=name)
         )
-    handles += further
+    handles += extra_handles
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, int(figure.get_figwidth() // 1.45)))
     )
@@ -113,8 +113,8 @@ def predictor_legend(figure: Figure, predictors: list[str], *further: Line2D) ->
 def plain_log(ax: Axes) -> None:
     """A logarithmic y axis with plain numbers at its ticks."""
     ax.set_yscale("log")
-    for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        which(_PlainLog(minor_thresholds=(1, 0.4)))
+    for set_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        set_formatter(_PlainLog(minor_thresholds=(1, 0.4)))
 
 
 class _PlainLog(LogFormatter):
@@ -125,5 +125,5 @@ class _PlainLog(LogFormatter):
 def bands(rows: pd.DataFrame) -> list[tuple[float, float, str]]:
     """(left, width, regime) of each checkpoint's stretch of training, from the checkpoint before it."""
     steps = rows["step"].to_numpy(dtype=float)
-    left = np.concatenate([[0.0], steps[:-1]])
-    return list(zip(left, steps - left, rows["regime"], strict=True))
+    starts = np.concatenate([[0.0], steps[:-1]])
+    return list(zip(starts, steps - starts, rows["regime"], strict=True))

@@ -32,9 +32,9 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
     protocols, seeds = protocols_of(regimes), sorted(regimes["seed"].unique())
     strip = 0.13 * len(seeds) * len(protocols) + 0.25 * len(protocols)
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 3.6 + strip), sharex=True, height_ratios=[3, strip])
-    lead = regimes[(regimes["seed"] == seeds[0]) & (regimes["protocol"] == protocols[0])].sort_values("step")
-    for left, width, regime in bands(lead):
-        top.axvspan(left, left + width, color=REGIME_COLOUR[regime], lw=0)
+    first_run = regimes[(regimes["seed"] == seeds[0]) & (regimes["protocol"] == protocols[0])].sort_values("step")
+    for start, width, regime in bands(first_run):
+        top.axvspan(start, start + width, color=REGIME_COLOUR[regime], lw=0)
     for (seed, _), rows in losses.groupby(["seed", "trajectory"]):
         bold = seed == seeds[0]
         rows = rows.sort_values("step")
@@ -45,8 +45,8 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
     for p, protocol in enumerate(protocols):
         for i, seed in enumerate(seeds):
             rows = regimes[(regimes["seed"] == seed) & (regimes["protocol"] == protocol)].sort_values("step")
-            for left, width, regime in bands(rows):
-                bottom.add_patch(Rectangle((left, p * gap + i), width, 0.9, color=REGIME_COLOUR[regime], lw=0))
+            for start, width, regime in bands(rows):
+                bottom.add_patch(Rectangle((start, p * gap + i), width, 0.9, color=REGIME_COLOUR[regime], lw=0))
     bottom.set_yticks([p * gap + len(seeds) / 2 for p in range(len(protocols))], protocols)
     bottom.set_ylim(len(protocols) * gap - 1, -0.5)
     bottom.set_xlim(0, regimes["step"].max())
@@ -74,8 +74,8 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
     for ax, protocol in zip(axes[0], protocols, strict=True):
         part = rows[rows["protocol"] == protocol]
         ax.set_yscale("log")
-        for _, one in part.groupby(["seed", "trajectory"]):
-            ax.plot(one["step"], one["gap"], color="#777777", lw=0.7, alpha=0.7)
+        for _, run in part.groupby(["seed", "trajectory"]):
+            ax.plot(run["step"], run["gap"], color="#777777", lw=0.7, alpha=0.7)
         middle = part.groupby("step")["gap"].median()
         ax.plot(middle.index, middle, color="#222222", lw=1.8)
         ax.set_title(protocol)
@@ -105,20 +105,20 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     """Change of the loss against the fraction of the predicted displacement: median and quartiles per predictor."""
     if rows.empty:
         return None
-    rows = rows.assign(change=rows["loss_nats"] - rows["loss_now_nats"], lost=rows["loss_nats"].isna())
+    rows = rows.assign(change=rows["loss_nats"] - rows["loss_now_nats"], nonfinite=rows["loss_nats"].isna())
     protocols, predictors = protocols_of(rows), predictors_of(rows)
     figure, axes = grid(1, len(protocols), 3.3, 3.6)
     medians = (
         rows[rows["predictor"] != "persistence"].groupby(["protocol", "predictor", "fraction"])["change"].median().abs()
     )
-    wide = medians.max() > 30 * medians.median()
+    log_scale = medians.max() > 30 * medians.median()
     shift, styles = 0.1 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
-        if wide:
+        if log_scale:
             ax.set_yscale("symlog", linthresh=2 * medians.median())
         for i, predictor in enumerate(predictors):
-            own = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
-            quartiles = own.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            quartiles = group.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
             colour, marker = styles[predictor]
             if predictor == "persistence":
                 ax.axhline(0, color=colour, ls="--", lw=1.2)
@@ -126,11 +126,11 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
             fractions = quartiles.index.to_numpy(dtype=float) + (i - (len(predictors) - 1) / 2) * shift
             ax.plot([0, *fractions], [0, *quartiles[0.5]], color=colour, marker=marker, ms=4.5)
             ax.vlines(fractions, quartiles[0.25], quartiles[0.75], color=colour, lw=1.1)
-            lost = own.groupby("fraction")["lost"].any()
-            mark_at_top(ax, lost.index[lost].to_numpy(dtype=float), colour)
+            nonfinite = group.groupby("fraction")["nonfinite"].any()
+            mark_at_top(ax, nonfinite.index[nonfinite].to_numpy(dtype=float), colour)
         ax.set_title(protocol)
         ax.set_xlabel("fraction of the predicted displacement")
-    axes[0, 0].set_ylabel("loss change [nats]" + (", linear near 0, log beyond" if wide else ""))
+    axes[0, 0].set_ylabel("loss change [nats]" + (", linear near 0, log beyond" if log_scale else ""))
     predictor_legend(figure, predictors)
     K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
     figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, bars: quartiles, "

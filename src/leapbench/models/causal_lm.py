@@ -1,4 +1,4 @@
-"""Causal language models of `transformers`, at published sizes or shrunken, from scratch or pretrained."""
+"""Causal language models of `transformers`, at published or smaller sizes, from scratch or pretrained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: Init)
 
     Raises:
         ConfigError: an unknown class or argument, a context or vocabulary too small for the data, or weights that do
-            not exist, cannot be had, or do not fill the network.
+            not exist, cannot be loaded, or do not fill the network.
     """
     if init == Init.pretrained and cfg.pretrained is None:
         raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Output:
-    """What a network of `transformers` would return, as far as anybody here looks."""
+    """What a network of `transformers` would return, as far as it is used here."""
 
     logits: Tensor
 
@@ -28,8 +28,8 @@ class FCN(nn.Module):
     def __init__(self, num_channels: int, num_labels: int, channels: Sequence[int] = (64, 128, 256, 512, 512)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip([num_channels, *channels], channels, strict=False):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        for inputs, outputs in zip([num_channels, *channels], channels, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
         self.convolutions = nn.Sequential(*layers)
         self.classifier = nn.Conv2d(channels[-1], num_labels, 1)
 

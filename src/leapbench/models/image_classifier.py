@@ -13,7 +13,7 @@ from leapbench.config.groups import ModelConfig
 from leapbench.models.convnets import FCN, AlexNet
 from leapbench.models.seeded import seeded
 
-OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
+CONVNETS: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
 USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
 
 
@@ -34,8 +34,8 @@ def build_image_classifier(
     shape = {"num_channels": channels, "num_labels": classes}
     try:
         with seeded(seed):
-            if cfg.model_type in OWN:
-                model = OWN[cfg.model_type](**shape | cfg.config)
+            if cfg.model_type in CONVNETS:
+                model = CONVNETS[cfg.model_type](**shape | cfg.config)
             else:
                 model = _of_transformers(cfg, shape, size)
         if (device := next(model.parameters()).device).type != "meta":

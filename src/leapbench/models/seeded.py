@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's random numbers inside, and put its state back after; other devices' are not touched."""
+    """Seed the CPU's generator within the block and restore its state afterwards; other devices' are not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

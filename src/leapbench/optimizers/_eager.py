@@ -1,7 +1,7 @@
 """torch's optimizers without its compiler, which they would load at their first use: over a second of every start.
 
 `torch.optim` guards its methods against being compiled, and the guards import `torch._dynamo`. Nothing here compiles an
-optimizer, so the methods are called as they were written; a torch that guards otherwise is only slower to start.
+optimizer, so the methods are called without the guards; with a torch that guards differently, starts are only slower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def unguarded(method: Callable[..., Any]) -> Any:
 
 
 class Eager(torch.optim.Optimizer):
-    """To be named before the optimizer; what steps is the optimizer's own `step`, unguarded, under `torch.no_grad`."""
+    """A base class to list before the optimizer, whose own `step` is then used unguarded, under `torch.no_grad`."""
 
     add_param_group = unguarded(torch.optim.Optimizer.add_param_group)
     zero_grad = unguarded(torch.optim.Optimizer.zero_grad)

@@ -33,7 +33,7 @@ class Wrapper:
         """Move the live weights to the point where the gradient is taken."""
 
     def after_step(self) -> None:
-        """Take note of what the optimizer has done to the live weights, or change it."""
+        """Record what the optimizer has done to the live weights, or change it."""
 
     def scored(self) -> Tensor | None:
         """The weights that would be handed over, (N,), not to be changed; None: the live ones."""

@@ -1,1 +1,1 @@
-"""Predicting the weights of a network in training, in a loop of one's own: imports torch, nothing of a benchmark."""
+"""Predicting the weights of a network in training, in any training loop: imports torch, nothing of the benchmark."""

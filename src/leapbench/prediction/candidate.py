@@ -42,13 +42,13 @@ def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Forward:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights predicted K steps ahead, and what they are worth.
+    """Weights predicted K steps ahead, and their loss.
 
     Attributes:
-        full: what was predicted, (N,) float32 on the history's device; None where `coefficients` make it and nobody
-            needs it any more.
+        full: what was predicted, (N,) float32 on the history's device; None where `coefficients` make it and it
+            is no longer needed.
         scale: c of the candidate theta_0 + c (full - theta_0) with the lowest loss.
-        loss: of that candidate, nats; may be nan or inf; nan if it was not asked for.
+        loss: of that candidate, nats; may be nan or inf; nan if it was not computed.
         coefficients: the numbers that make `full` from as many of the last snapshots, None if no such numbers exist.
         predict_s, verify_s: seconds spent for this candidate alone; 0 where an equal one was already known.
     """
@@ -88,9 +88,9 @@ class Candidates:
         self._free: list[Tensor] = []
 
     def make(self, predictor: Predictor, history: History, K: int, score: bool = True) -> Candidate:
-        """The prediction of `predictor` K steps after `history.now`; of several scales the one with the lowest loss.
+        """The prediction of `predictor` K steps after `history.now`; with several scales the one with the lowest loss.
 
-        Its memory is its own until :meth:`release`.
+        Its memory is not reused before :meth:`release`.
         """
         start = time.perf_counter()
         with self.clock.lap("predict"):
@@ -105,10 +105,10 @@ class Candidates:
         return replace(best, predict_s=predicted - start, verify_s=time.perf_counter() - predicted)
 
     def known(self, predictor: Predictor, history: History, K: int, memo: Memo) -> Candidate:
-        """The same by way of `memo`: an equal candidate at the newest snapshot is neither predicted nor scored again.
+        """:meth:`make` with `memo`: an equal candidate at the newest snapshot is neither predicted nor scored again.
 
         Args:
-            memo: whoever shares it clears it when a new snapshot is taken.
+            memo: to be cleared when a new snapshot is taken.
         """
         key = key_of(predictor, history, K)
         if key is not None and key in memo:
@@ -122,7 +122,7 @@ class Candidates:
         return candidate
 
     def release(self, candidate: Candidate) -> None:
-        """Use its memory again; whoever holds its `full` must not read it any more."""
+        """Reuse its memory; its `full` must not be read afterwards."""
         if candidate.full is not None and all(candidate.full.data_ptr() != free.data_ptr() for free in self._free):
             self._free.append(candidate.full)
 
@@ -131,7 +131,7 @@ class Candidates:
         return self.loss_fn(replaced(self.model, self.weights.layout, vector.to(self.weights.vector.device)))
 
     def _vector(self) -> Tensor:
-        """Fresh memory of this size costs more in page faults than a prediction does, so it is used again."""
+        """Fresh memory of this size costs more in page faults than a prediction does, so it is reused."""
         if self._free:
             return self._free.pop()
         return torch.empty_like(self.weights.vector, dtype=torch.float32, device=self.device)
@@ -145,7 +145,7 @@ def rescaled(full: Tensor, history: History, scale: float) -> Tensor:
 def key_of(predictor: Predictor, history: History, K: int) -> Hashable | None:
     """Equal for equal candidates: the same sum of the same snapshots, or the same method with the same settings.
 
-    None: only `predict` can tell, or the best of several scales counts.
+    None: only `predict` can tell, or the best of several scales is taken.
     """
     coefficients = coefficients_of(predictor, history, K)
     if coefficients is not None:
@@ -154,10 +154,10 @@ def key_of(predictor: Predictor, history: History, K: int) -> Hashable | None:
     if predictor.scales != (1.0,) or not all(isinstance(value, Hashable) for _, value in settings):
         return None
     now = history.now
-    stored = now.weights.dtype, now.exp_avg.dtype if predictor.needs_moments and now.exp_avg is not None else None
-    return (stored, now.step, type(predictor), settings, K)
+    dtypes = now.weights.dtype, now.exp_avg.dtype if predictor.needs_moments and now.exp_avg is not None else None
+    return (dtypes, now.step, type(predictor), settings, K)
 
 
 def key_of_sum(history: History, terms: Iterable[tuple[int, float]]) -> Hashable:
-    """The key of a sum of (step, coefficient) terms; snapshots of one step differ in how they are stored alone."""
+    """The key of a sum of (step, coefficient) terms; snapshots of one step differ only in how they are stored."""
     return (history.now.weights.dtype, tuple((step, c) for step, c in terms if c != 0.0))

@@ -35,7 +35,7 @@ class Clock:
             self._lap = lap
 
     def lap(self, name: str) -> AbstractContextManager[None]:
-        """A block that belongs to `name`; the lap around it goes on afterwards."""
+        """A block that belongs to `name`; the lap around it continues afterwards."""
         return _Lap(self, name)
 
     def now(self) -> dict[str, float]:

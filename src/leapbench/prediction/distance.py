@@ -57,31 +57,31 @@ class DistanceToTruth:
         coefficients, scale, true_sq = candidate.coefficients, candidate.scale, float(self.gram[-1, -1])
         if coefficients is None:
             assert candidate.full is not None
-            moved_sq, inner = self._measured(candidate.full)
+            predicted_sq, inner = self._displacement(candidate.full)
         else:
             weights = torch.zeros(len(self.gram), dtype=torch.float64)
             older = torch.tensor(coefficients[:-1], dtype=torch.float64)
             weights[len(self.gram) - 1 - len(older) : -1] = older
-            moved_sq = max(float(weights @ self.gram @ weights), 0.0)  # rounding can leave a cancelled one below 0
+            predicted_sq = max(float(weights @ self.gram @ weights), 0.0)  # rounding can push a cancelled sum below 0
             inner = float(weights @ self.gram[:, -1])
-        moved_sq, inner = scale**2 * moved_sq, scale * inner
-        error = math.sqrt(max(moved_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(moved_sq) else math.nan
-        both = math.sqrt(max(moved_sq * true_sq, 0.0)) if math.isfinite(moved_sq) else 0.0
+        predicted_sq, inner = scale**2 * predicted_sq, scale * inner
+        error = math.sqrt(max(predicted_sq - 2 * inner + true_sq, 0.0)) if math.isfinite(predicted_sq) else math.nan
+        norms = math.sqrt(max(predicted_sq * true_sq, 0.0)) if math.isfinite(predicted_sq) else 0.0
         return Distance(
             rel_l2_to_true=error / self.truth_norm if math.isfinite(error) else None,
             rel_l2_now_to_true=math.sqrt(true_sq) / self.truth_norm,
-            cosine=inner / both if both > 0 else None,
+            cosine=inner / norms if norms > 0 else None,
         )
 
-    def _measured(self, candidate: Tensor) -> tuple[float, float]:
+    def _displacement(self, candidate: Tensor) -> tuple[float, float]:
         """Square of the predicted displacement, and its inner product with the true one."""
-        moved_sq = inner = 0.0
+        predicted_sq = inner = 0.0
         for piece in chunks(candidate.numel(), candidate.device):
             base = self.history.now.weights[piece].float()
-            moved, truth = candidate[piece] - base, self.truth[piece].float() - base
-            moved_sq += float(moved.dot(moved))
-            inner += float(moved.dot(truth))
-        return moved_sq, inner
+            predicted, truth = candidate[piece] - base, self.truth[piece].float() - base
+            predicted_sq += float(predicted.dot(predicted))
+            inner += float(predicted.dot(truth))
+        return predicted_sq, inner
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

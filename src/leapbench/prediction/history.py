@@ -73,8 +73,8 @@ class History:
 
     def extended(self, weights: Tensor, K: int) -> History:
         """This history with predicted `weights` (N,) appended as if K more steps had been taken."""
-        ahead = replace(self.now, step=self.now.step + K, position=self.now.position + K, weights=weights)
-        return replace(self, snapshots=(*self.snapshots, ahead))
+        predicted = replace(self.now, step=self.now.step + K, position=self.now.position + K, weights=weights)
+        return replace(self, snapshots=(*self.snapshots, predicted))
 
     def empty_vector(self) -> Tensor:
         """An uninitialised float32 vector (N,) on the weights' device, for a candidate."""
@@ -86,7 +86,7 @@ class History:
 class Ring:
     """Keeps the last `capacity` snapshots, the newest `moments_capacity` of them with Adam's moments.
 
-    Vectors of snapshots that fall out are used again, so a run allocates only while the ring fills.
+    Vectors of dropped snapshots are reused, so a run allocates only while the ring fills.
 
     Args:
         capacity, moments_capacity: snapshots kept.
@@ -121,13 +121,15 @@ class Ring:
         Raises:
             ValueError: `step` is not one interval after the newest snapshot.
         """
-        kept = self._snapshots
-        if kept and step != kept[-1].step + self.interval:
-            raise ValueError(f"snapshot at step {step}, but the last was at {kept[-1].step}, interval {self.interval}")
+        snapshots = self._snapshots
+        if snapshots and step != snapshots[-1].step + self.interval:
+            raise ValueError(
+                f"snapshot at step {step}, but the last was at {snapshots[-1].step}, interval {self.interval}"
+            )
         keeps_moments = moments is not None and self.moments_capacity > 0
         m, v = self._take_moments() if keeps_moments else (None, None)
-        reused = kept.pop(0).weights if len(kept) == self.capacity else None
-        snapshot = Snapshot(step, position, self._store(reused, weights, self.weights_dtype))
+        buffer = snapshots.pop(0).weights if len(snapshots) == self.capacity else None
+        snapshot = Snapshot(step, position, self._store(buffer, weights, self.weights_dtype))
         if moments is not None and keeps_moments:
             snapshot = replace(
                 snapshot,
@@ -135,13 +137,13 @@ class Ring:
                 exp_avg_sq=self._store(v, moments.exp_avg_sq, self.moments_dtype),
                 updates=moments.updates,
             )
-        kept.append(snapshot)
+        snapshots.append(snapshot)
 
     def adopt(self, position: int, weights: Tensor, clear: bool) -> None:
         """The newest snapshot becomes the adopted `weights` (N,), at `position`; its step and its moments stay.
 
         Args:
-            clear: forget the older snapshots, which lie on the other side of the leap.
+            clear: drop the older snapshots, from before the leap.
         """
         newest = self._snapshots[-1]
         newest.weights.copy_(weights)
@@ -154,10 +156,10 @@ class Ring:
         Raises:
             ValueError: `until` is given and that snapshot is no longer kept.
         """
-        chosen = tuple(s for s in self._snapshots if until is None or s.step <= until)
-        if until is not None and (not chosen or chosen[-1].step != until):
+        snapshots = tuple(s for s in self._snapshots if until is None or s.step <= until)
+        if until is not None and (not snapshots or snapshots[-1].step != until):
             raise ValueError(f"the snapshot of step {until} is no longer kept")
-        return History(chosen, self.layout, self.factor_at, self.adam)
+        return History(snapshots, self.layout, self.factor_at, self.adam)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The snapshots, oldest first, as plain data and tensors, to be saved in a checkpoint."""
@@ -167,10 +169,10 @@ class Ring:
         """Take over the snapshots of a checkpoint; `device` is where the weights are."""
         place = self.device or device
 
-        def kept(value: Any) -> Any:
+        def on_device(value: Any) -> Any:
             return value.to(place) if isinstance(value, Tensor) else value
 
-        self._snapshots = [Snapshot(**{key: kept(value) for key, value in saved.items()}) for saved in snapshots]
+        self._snapshots = [Snapshot(**{key: on_device(value) for key, value in saved.items()}) for saved in snapshots]
 
     def _take_moments(self) -> tuple[Tensor | None, Tensor | None]:
         """The vectors of the oldest snapshot with moments, if as many as allowed have them."""
@@ -181,7 +183,7 @@ class Ring:
         self._snapshots[holders[0]] = replace(oldest, exp_avg=None, exp_avg_sq=None)
         return oldest.exp_avg, oldest.exp_avg_sq
 
-    def _store(self, reused: Tensor | None, source: Tensor, dtype: torch.dtype) -> Tensor:
-        if reused is None:
-            reused = torch.empty_like(source, dtype=dtype, device=self.device or source.device)
-        return reused.copy_(source)
+    def _store(self, buffer: Tensor | None, source: Tensor, dtype: torch.dtype) -> Tensor:
+        if buffer is None:
+            buffer = torch.empty_like(source, dtype=dtype, device=self.device or source.device)
+        return buffer.copy_(source)

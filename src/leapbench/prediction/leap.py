@@ -36,7 +36,7 @@ from leapbench.prediction.weights import FlatWeights
 
 @dataclass(frozen=True)
 class Proposal:
-    """One candidate and what became of it.
+    """One candidate and whether it was adopted.
 
     Attributes:
         step, position: of the newest snapshot, before the first link.
@@ -65,7 +65,7 @@ class Proposal:
 
 
 class Leap:
-    """Knows a model, an optimizer, a predictor, a rule and a loss function, and nothing of the loop around it.
+    """Knows a model, an optimizer, a predictor, a rule and a loss function, and nothing about the loop around it.
 
     A rejected candidate changes nothing: it lives in a vector of its own, and its loss is taken on views of that. The
     model's trainable parameters become views of one flat vector; the Parameter objects stay.
@@ -153,7 +153,7 @@ class Leap:
         """To be called after every `optimizer.step()`: takes snapshots, proposes when it is time to, adopts.
 
         Returns:
-            the proposals made, most times none; a training that follows a schedule is K further for each adopted one.
+            the proposals made, usually none; a training that follows a schedule moves K further for each adopted one.
         """
         self.steps, self.position = self.steps + 1, self.position + 1
         if self.steps % self.interval:
@@ -174,11 +174,11 @@ class Leap:
         def since(step: int | None) -> float:
             return math.inf if step is None else self.steps - step
 
-        rested = since(self.last_adopted) > self.cooldown * self.interval
-        return rested and self.snapshots > self.burn_in and since(self.last_proposed) >= self.every * self.interval
+        cooled_down = since(self.last_adopted) > self.cooldown * self.interval
+        return cooled_down and self.snapshots > self.burn_in and since(self.last_proposed) >= self.every * self.interval
 
     def propose(self, links: int | None = None) -> list[Proposal]:
-        """Propose, and adopt what the rule accepts; up to `links` leaps in a row, each from where the last one landed.
+        """Propose, and adopt what the rule accepts; up to `links` leaps in a row, each from the previous one's weights.
 
         Proposes nothing while the predictor's context is not filled.
         """
@@ -190,48 +190,48 @@ class Leap:
             with self.clock.lap("verify"):
                 loss_now = self.verify(self.model)
             self.rule.see(loss_now)
-        start, proposals, most = history.now, list[Proposal](), links or self.links
-        for link in range(1, most + 1):
+        start, proposals, max_links = history.now, list[Proposal](), links or self.links
+        for link in range(1, max_links + 1):
             candidate = self.candidates.make(self.predictor, history, self.K, score=self.rule.asks_candidate)
-            proposal, landing = self._judged(candidate, history, loss_now)
+            proposal, weights = self._judge(candidate, history, loss_now)
             proposals.append(replace(proposal, step=start.step, position=start.position, link=link))
             if proposal.adopted:
                 with self.clock.lap("adopt"):
-                    self._adopt(landing, first=link == 1)
+                    self._adopt(weights, first=link == 1)
                     loss_now = proposal.loss_pred
-                    if link < most:
-                        history = history.extended(landing.clone(), self.K)
+                    if link < max_links:
+                        history = history.extended(weights.clone(), self.K)
             self.candidates.release(candidate)
             if not proposal.adopted:
                 break
         self.last_proposed = start.step
-        if landed := sum(proposal.adopted for proposal in proposals):
+        if adoptions := sum(proposal.adopted for proposal in proposals):
             self.last_adopted = start.step
-            self.position = start.position + self.K * landed * self.advance
-            # Only now: the links predict from the snapshots as they were.
+            self.position = start.position + self.K * adoptions * self.advance
+            # Only now, because the links predict from the snapshots as they were.
             with self.clock.lap("adopt"):
                 clear = self.after_history == HistoryAfterLeap.clear
                 self.ring.adopt(self.position, self.weights.vector, clear=clear)
         return proposals
 
-    def _judged(self, candidate: Candidate, history: History, loss_now: float) -> tuple[Proposal, Tensor]:
-        """What becomes of a candidate, and the weights that it stands for, on the model's device."""
+    def _judge(self, candidate: Candidate, history: History, loss_now: float) -> tuple[Proposal, Tensor]:
+        """The proposal of a candidate, adopted or not, and the candidate's weights on the model's device."""
         assert candidate.full is not None
-        landing = rescaled(candidate.full, history, candidate.scale).to(self.weights.vector.device)
+        weights = rescaled(candidate.full, history, candidate.scale).to(self.weights.vector.device)
         with self.clock.lap("verify"):
-            finite = math.isfinite(candidate.loss if self.rule.asks_candidate else float(landing.sum()))
+            finite = math.isfinite(candidate.loss if self.rule.asks_candidate else float(weights.sum()))
             adopted = finite and self.rule.accepts(candidate.loss, loss_now)
         with self.clock.lap("other"):
-            changed = float((landing != self.weights.vector).float().mean())
+            changed_share = float((weights != self.weights.vector).float().mean())
         proposal = Proposal(
-            history.now.step, history.now.position, self.name, self.K, 1, loss_now, candidate.loss, changed, finite,
-            adopted, candidate.predict_s, candidate.verify_s,
+            history.now.step, history.now.position, self.name, self.K, 1, loss_now, candidate.loss, changed_share,
+            finite, adopted, candidate.predict_s, candidate.verify_s,
         )  # fmt: skip
-        return proposal, landing
+        return proposal, weights
 
     @torch.no_grad()
-    def _adopt(self, landing: Tensor, first: bool) -> None:
-        self.weights.vector.copy_(landing)
+    def _adopt(self, weights: Tensor, first: bool) -> None:
+        self.weights.vector.copy_(weights)
         if first and self.after_moments != MomentsAfterLeap.keep:
             forget(self.optimizer, steps_too=self.after_moments == MomentsAfterLeap.reset)
         if self.after is not None:
@@ -243,7 +243,7 @@ class Leap:
         return counts | {"ring": self.ring.state_dict(), "losses": list(self.rule.losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint; the model's and the optimizer's are loaded by whoever has them."""
+        """Take over the state of a checkpoint; the caller loads the model's and the optimizer's."""
         for key in _COUNTS:
             setattr(self, key, state[key])
         self.ring.load_state_dict(state["ring"], self.weights.vector.device)

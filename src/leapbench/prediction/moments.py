@@ -1,4 +1,4 @@
-"""What predictors may read of an optimizer: two moments of the gradient as flat vectors, and the rule they belong to.
+"""What predictors may read from an optimizer: two moments of the gradient as flat vectors, and their update rule.
 
 Any optimizer may offer them: by a method `moments(weights) -> Moments | None`, or by being one of torch's Adams.
 """
@@ -73,7 +73,7 @@ class Moments:
         return int(state["step"].item()) if state else 0
 
     def _vector(self, key: str) -> Tensor:
-        """The flat vector that the optimizer's state tensors are views of; made anew when they no longer are.
+        """The flat vector that the optimizer's state tensors are views of; rebuilt when they no longer are.
 
         Raises:
             ValueError: the optimizer has not made a step yet.
@@ -95,8 +95,8 @@ def moments_of(optimizer: torch.optim.Optimizer, weights: FlatWeights) -> Moment
     Raises:
         ValueError: it lacks some of the weights.
     """
-    if (offer := getattr(optimizer, "moments", None)) is not None:
-        return offer(weights)
+    if (method := getattr(optimizer, "moments", None)) is not None:
+        return method(weights)
     plain = isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not any(
         group["amsgrad"] or group["maximize"] for group in optimizer.param_groups
     )
@@ -111,9 +111,9 @@ def forget(optimizer: torch.optim.Optimizer, steps_too: bool) -> None:
                 value.zero_()
 
 
-def _rule(group: dict[str, Any], own: tuple[slice, ...]) -> AdamGroup:
-    """The constants of one of torch's parameter groups; a decay that is part of the gradient is none of the rule."""
+def _rule(group: dict[str, Any], slices: tuple[slice, ...]) -> AdamGroup:
+    """The constants of one of torch's parameter groups; a decay that is part of the gradient does not count."""
     decay = group["weight_decay"] if group.get("decoupled_weight_decay", True) else 0.0
     beta1, beta2 = group["betas"]
     lr = float(group.get("initial_lr", group["lr"]))
-    return AdamGroup(beta1, beta2, group["eps"], decay, lr, own)
+    return AdamGroup(beta1, beta2, group["eps"], decay, lr, slices)

@@ -14,7 +14,7 @@ from torch import Tensor
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import combine
 
-# Found by name: the files of that folder import this one.
+# Imported by name, because its modules import this one.
 PACKAGE = "leapbench.predictors"
 
 
@@ -24,7 +24,7 @@ class Predictor(ABC):
     Attributes:
         context: snapshots needed.
         needs_moments: whether it reads the optimizer's moments.
-        scales: candidates theta_0 + c (predict - theta_0) to be verified, of which the best counts.
+        scales: candidates theta_0 + c (predict - theta_0) to be verified, the best of which is taken.
         control: whether tables show it among the controls, which stand for what a method must be better than.
     """
 
@@ -35,14 +35,14 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, history: History, K: int) -> Tensor:
-        """Weights K steps after `history.now`: (N,) float32, in memory that nobody else uses; `history.empty_vector()`
-        has some."""
+        """Weights K steps after `history.now`: (N,) float32, in memory that is not used elsewhere, such as
+        `history.empty_vector()`."""
 
 
 def names() -> list[str]:
     """Every predictor that has a file of its own."""
     package = importlib.import_module(PACKAGE)
-    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name[0] != "_")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_")
 
 
 def named(name: str, **settings: Any) -> Predictor:

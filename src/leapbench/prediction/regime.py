@@ -77,7 +77,7 @@ class RegimeDetector:
     stable_in_a_row: int = 0
 
     def update(self, hidden: Tensor, mask: Tensor | None) -> tuple[float | None, Regime, bool]:
-        """Take in the probes' hidden states (P, T, d) of the next checkpoint: (similarity, regime, confirmed)."""
+        """Process the probes' hidden states (P, T, d) of the next checkpoint: (similarity, regime, confirmed)."""
         current = fingerprint(hidden, mask, self.pooling)
         s = None if self.previous is None else similarity(current, self.previous, self.cosine)
         self.previous = current

@@ -52,20 +52,20 @@ class FlatWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not named:
+        pairs = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        if not pairs:
             raise ValueError("the model has no trainable parameter")
-        kinds = {(p.dtype, p.device) for _, p in named}
+        kinds = {(p.dtype, p.device) for _, p in pairs}
         if len(kinds) > 1:
             raise ValueError(
                 f"all trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}"
             )
         entries, offset = [], 0
-        for name, p in named:
+        for name, p in pairs:
             entries.append(Entry(name, p.shape, offset, p.numel()))
             offset += p.numel()
         self.layout = Layout(entries)
-        self.parameters = [p for _, p in named]
+        self.parameters = [p for _, p in pairs]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         for p, view in zip(self.parameters, self.layout.views(self.vector).values(), strict=True):
             p.data = view
@@ -77,11 +77,11 @@ class FlatWeights:
 
     @classmethod
     def of(cls, model: nn.Module) -> FlatWeights:
-        """The flat weights of `model`, which everybody who asks shares; made at the first call."""
-        known = _KNOWN.get(model)
-        if known is None or not known.intact(model):
-            known = _KNOWN[model] = cls(model)
-        return known
+        """The flat weights of `model`, shared by all callers; made at the first call."""
+        weights = _CACHE.get(model)
+        if weights is None or not weights.intact(model):
+            weights = _CACHE[model] = cls(model)
+        return weights
 
     def intact(self, model: nn.Module) -> bool:
         """Whether the trainable parameters of `model` are still views of the vector, in their places."""
@@ -93,8 +93,8 @@ class FlatWeights:
         )
 
 
-# Without keeping a model alive.
-_KNOWN: WeakKeyDictionary[nn.Module, FlatWeights] = WeakKeyDictionary()
+# Weak keys, so that the cache does not keep a model alive.
+_CACHE: WeakKeyDictionary[nn.Module, FlatWeights] = WeakKeyDictionary()
 
 
 def places(entries: Iterable[Entry]) -> tuple[slice, ...]:
@@ -147,8 +147,8 @@ def combine(vectors: list[Tensor], coefficients: list[float], out: Tensor) -> Te
             combine([vector[piece] for vector, _ in terms], [c for _, c in terms], out[piece])
         return out
     # addr with a factor of one is scale_a a + scale_b b in a single pass.
-    one, first, second = out.new_ones(1), a.to(out.dtype), b.to(out.dtype)
-    torch.addr(first[None], one, second, beta=scale_a, alpha=scale_b, out=out[None])
+    unit, first, second = out.new_ones(1), a.to(out.dtype), b.to(out.dtype)
+    torch.addr(first[None], unit, second, beta=scale_a, alpha=scale_b, out=out[None])
     for vector, c in rest:
         out.add_(vector, alpha=c)
     return out

@@ -47,18 +47,18 @@ def random_subset(size: int, fraction: float, rng: torch.Generator) -> Tensor:
 
 def subset_of(size: int, count: int, rng: np.random.Generator, device: torch.device) -> Tensor:
     """Exactly `count` of `size` weights, all choices equally likely: (size,) bool on `device`."""
-    chosen = np.zeros(size, bool)
-    chosen[rng.choice(size, count, replace=False, shuffle=False)] = True  # 20 times faster than torch.randperm
-    return torch.from_numpy(chosen).to(device)
+    mask = np.zeros(size, bool)
+    mask[rng.choice(size, count, replace=False, shuffle=False)] = True  # 20 times faster than torch.randperm
+    return torch.from_numpy(mask).to(device)
 
 
 def generator(device: torch.device, *seeds: int) -> torch.Generator:
-    """A generator of its own, so that nobody else's random numbers change, the same for the same seeds.
+    """A generator of its own, so that no other random numbers change, the same for the same seeds.
 
     Its numbers differ between a CPU and a GPU.
     """
-    mixed = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(mixed[0]))
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state[0]))
 
 
 def check_fraction(fraction: float) -> float:
@@ -76,7 +76,7 @@ def check_seed(seed: int) -> int:
     """`seed`, if generators take it.
 
     Raises:
-        ValueError: it is no whole number from 0 on.
+        ValueError: it is not a whole number of 0 or more.
     """
     if type(seed) is not int or seed < 0:
         raise ValueError(f"seed={seed} must be a whole number, 0 or more")

@@ -6,7 +6,7 @@ from leapbench.prediction.predictor import LinearInHistory
 
 
 class Average(LinearInHistory):
-    """theta_hat_{t+K} = (1/h) sum_{i=0}^{h-1} theta_{t - i Delta}, whatever K.
+    """theta_hat_{t+K} = (1/h) sum_{i=0}^{h-1} theta_{t - i Delta}, for every K.
 
     Looks back, not ahead: a leap that gains no more than this gains by smoothing, not by prediction
     (weight averaging: Izmailov et al., arXiv:1803.05407).

@@ -30,7 +30,7 @@ class Dmd(Predictor):
     """theta_hat_{t+K} = a + Re{Phi (Lambda^tau - I) Phi^+ a}, tau = K / Delta, a = theta_0 the newest snapshot.
 
     PDT (predictive differential training, ICLR 2026, OpenReview zSTgrLkpRi); DMD of Tu et al., arXiv:1312.0041, with
-    projected modes. X (N, h-1) the older snapshots, Y (N, h-1) the newer, no mean taken off; thin SVD X = U S V^T, cut
+    projected modes. X (N, h-1) the older snapshots, Y (N, h-1) the newer, no mean subtracted; thin SVD X = U S V^T, cut
     to rank r; A~ = U_r^T Y V_r S_r^-1 (r, r) = Q Lambda Q^-1; Phi = U_r Q (N, r).
 
     - Paper: theta_hat = Phi Lambda^tau Phi^+ w, which also drops the part of w outside the modes. Code, behind all of
@@ -81,20 +81,20 @@ class Dmd(Predictor):
     def _run(self, h: History, tau: float) -> Tensor:
         """Weights tau intervals after the newest of exactly the snapshots that are fitted: (N,) float32."""
         out = h.empty_vector()
-        for system, own in self._systems(h):
-            for place in own:
+        for system, spans in self._systems(h):
+            for place in spans:
                 system.run([s.weights[place] for s in h.snapshots], tau, out[place])
         return out
 
     def _systems(self, h: History) -> Iterator[tuple[System, Sequence[slice]]]:
         """Every system of the scope, fitted to all snapshots of `h`, and where its weights lie."""
         for entries in groups(h.layout, self.scope):
-            own = self._places(entries)
-            grams = [gram_of([s.weights[place] for s in h.snapshots]) for place in own]
+            spans = self._places(entries)
+            grams = [gram_of([s.weights[place] for s in h.snapshots]) for place in spans]
             gram = np.sum(grams, axis=0)
             if not np.isfinite(gram).all():
                 raise ValueError("dmd needs finite weights: a snapshot holds inf or nan")
-            yield System(gram, self.rank, rows=sum(entry.size for entry in entries)), own
+            yield System(gram, self.rank, rows=sum(entry.size for entry in entries)), spans
 
     def _places(self, entries: list[Entry]) -> Sequence[slice]:
         """The entries' places, in as few pieces as possible."""
@@ -103,7 +103,7 @@ class Dmd(Predictor):
 
 @dataclass(frozen=True)
 class System:
-    """One linear system, known by the dot products of its snapshots.
+    """One linear system, given by the dot products of its snapshots.
 
     Attributes:
         gram: (h, h), oldest snapshot first.
@@ -136,10 +136,10 @@ def groups(layout: Layout, scope: str) -> list[list[Entry]]:
     """The entries of each system, in the order of the layout."""
     if scope == "global":
         return [list(layout)]
-    found: dict[str, list[Entry]] = {}
+    groups_by_name: dict[str, list[Entry]] = {}
     for entry in layout:
-        found.setdefault(group_of(entry.name) if scope == "group" else entry.name, []).append(entry)
-    return list(found.values())
+        groups_by_name.setdefault(group_of(entry.name) if scope == "group" else entry.name, []).append(entry)
+    return list(groups_by_name.values())
 
 
 def group_of(name: str) -> str:
@@ -178,8 +178,8 @@ def displacement(gram: Array, tau: float, rank: int | float, rows: int) -> Array
 
     The Gram matrix squares the condition number: with k = s_1 / s_j, s_j comes out with a relative error of about
     2e-16 k^2. Rounding float32 snapshots has already cost it about 6e-8 k, which is more for every k below 3e8, and k
-    stays below 1 / SMALLEST = 1e7. In float32 the error would be 6e-8 k^2: nothing left at k = 4000, and successive
-    snapshots of a training, alike but for one part in a thousand, have that.
+    stays below 1 / SMALLEST = 1e7. In float32 the error would be 6e-8 k^2: nothing left at k = 4000, which successive
+    snapshots of a training reach, since they differ by about one part in a thousand.
 
     Args:
         gram: (h, h) dot products of the snapshots, oldest first.

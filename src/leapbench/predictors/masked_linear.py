@@ -15,7 +15,7 @@ class MaskedLinear(Predictor):
     """theta_hat_{t+K} = theta_0 + s (theta_0 - theta_{-1}) where the last two moves agree in sign, else theta_0.
 
     s = K / Delta: `linear` under a mask, [sign(theta_0 - theta_{-1}) = sign(theta_{-1} - theta_{-2})]. Not in the PDT
-    paper (OpenReview zSTgrLkpRi) but the control it needs: what a mask is worth without DMD. In PDT's letters
+    paper (OpenReview zSTgrLkpRi) but the control it needs: what a mask is worth without DMD. In PDT's notation
     p = a + tau delta, tau = s + 1, which its bounds on |p - a| always accept.
 
     Raises:

@@ -24,7 +24,7 @@ class Momentum(Predictor):
       skipped positions, mhat = m / (1 - beta1^u), vhat = v / (1 - beta2^u).
     - `paper`: theta + K m / (sqrt(v) + eps), as printed: the sign is + and there is no learning rate.
     - `code`: theta - c K lr m / (sqrt(v) + 1e-8) without bias correction, the best of c in {0.8, 1.0, 1.2} chosen by
-      the very loss it is scored on; the published code also keeps both moments in float16 (protocol `code`).
+      the same loss that it is scored on; the published code also keeps both moments in float16 (protocol `code`).
 
     Args:
         form: exact | paper | code.

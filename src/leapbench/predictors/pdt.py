@@ -1,4 +1,4 @@
-"""PDT: a DMD prediction wherever it goes the optimizer's way, faster but not too fast."""
+"""PDT: a DMD prediction where it has the sign of the optimizer's step and is larger, but not too large."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODES = ("both", "accel_only", "consistency_only")
 
 
 class DmdFromStart(Dmd):
-    """DMD that leaves the newest snapshot c out: fitted to the h snapshots that end with a, the one before, and run
+    """DMD that leaves the newest snapshot c out: fitted to the h snapshots that end with a, the one before it, and run
     tau = K / Delta + 1 intervals on from a.
 
     Args:
@@ -90,19 +90,19 @@ class Pdt(DmdFromStart):
         return out
 
     def _masks(self, start: History, newest: Tensor, tau: float, out: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Write p into `out` (N,) piece by piece, each once, and say where it lies and what the mask (n,) accepts."""
+        """Write p into `out` (N,) piece by piece, each once, and yield its place and what the mask (n,) accepts."""
         for system, places in self._systems(start):
             last = np.append(system.displacement(tau), 1.0)
-            between = self._between(system, tau)
+            extra_moves = self._extra_moves(system, tau)
             for place in places:
                 for piece in pieces(place, out.device):
                     p, vectors = out[piece], [s.weights[piece] for s in start.snapshots]
                     system.sum(vectors, last, p)
                     a = vectors[-1].to(out.dtype)
-                    yield piece, self._mask(p - a, newest[piece].to(out.dtype) - a, tau, system, vectors, between)
+                    yield piece, self._mask(p - a, newest[piece].to(out.dtype) - a, tau, system, vectors, extra_moves)
 
-    def _between(self, system: System, tau: float) -> list[Array]:
-        """The numbers (h-1,) of every move whose sign the paper's variants ask for, d itself apart."""
+    def _extra_moves(self, system: System, tau: float) -> list[Array]:
+        """The numbers (h-1,) of every move whose sign the paper's variants test, except d itself."""
         if self.variant == "code" or self.mode == "accel_only":
             return []
         path = [system.displacement(k) for k in range(1, math.ceil(tau))]
@@ -113,14 +113,14 @@ class Pdt(DmdFromStart):
             return list(np.diff(path, axis=0, prepend=np.zeros((1, len(path[0])))))
 
     def _mask(
-        self, d: Tensor, delta: Tensor, tau: float, system: System, vectors: list[Tensor], between: list[Array]
+        self, d: Tensor, delta: Tensor, tau: float, system: System, vectors: list[Tensor], extra_moves: list[Array]
     ) -> Tensor:
         """m (n,) bool for one piece."""
 
         def moves() -> Iterator[Tensor]:
             yield d
             move = torch.empty_like(d)
-            for coefficients in between:
+            for coefficients in extra_moves:
                 system.sum(vectors, coefficients, move)
                 yield move
 

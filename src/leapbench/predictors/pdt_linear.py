@@ -1,4 +1,4 @@
-"""Control: a straight line on the very weights that PDT accepts."""
+"""Control: a straight line on the same weights that PDT accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: PDT's prediction on weights drawn by lot."""
+"""Control: PDT's prediction on weights drawn at random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PdtRandomMask(PdtNonselective):
     """theta_hat_{t+K} = p on a random subset, else c = theta_t; p as in `pdt`.
 
     The "random mask" baseline of PDT (OpenReview zSTgrLkpRi, Fig. 6): each weight takes part with probability
-    `fraction`, drawn anew at every step. The code seeds by the clock (time of day); here by (seed, step), so that a
+    `fraction`, redrawn at every step. The code seeds by the clock (time of day); here by (seed, step), so that a
     prediction can be repeated.
 
     Args:

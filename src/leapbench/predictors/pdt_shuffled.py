@@ -18,8 +18,8 @@ from leapbench.predictors.pdt import Pdt
 class PdtShuffled(Pdt):
     """theta_hat_{t+K} = p on a random subset of each tensor as large as `pdt`'s, else c = theta_t; p as in `pdt`.
 
-    Not in the PDT paper (OpenReview zSTgrLkpRi): the same prediction at the same acceptance, with a mask that knows
-    nothing. What `pdt` gains over this is due to which weights it picks. The subset is drawn anew at every step, by
+    Not in the PDT paper (OpenReview zSTgrLkpRi): the same prediction at the same acceptance, with an uninformed
+    mask. What `pdt` gains over this is due to which weights it picks. The subset is redrawn at every step, by
     (seed, step). Weights that `pdt` accepts although neither they nor their prediction move count too.
 
     Args:

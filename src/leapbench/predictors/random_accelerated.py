@@ -1,4 +1,4 @@
-"""Control: some weights, always the same, go on as in the last interval."""
+"""Control: some weights, always the same, continue as in the last interval."""
 
 from __future__ import annotations
 

@@ -10,18 +10,18 @@ from leapbench.config.errors import ConfigError
 from leapbench.names import PROJECT
 from leapbench.records.files import whole
 
-# What decides a run. Tables, docs and tests may change under way.
+# What decides a run. Tables, docs and tests may change meanwhile.
 CODE = ("train.py", "src", "conf", "sweeps", "pyproject.toml")
 # Measured inputs: they enter a run's configuration and id when it is resolved, so only a copy needs them committed.
 INPUTS = ("results/calibration", "results/tuning")
-# In a copy, the commit that it is of; git would answer for the repository around it.
+# In a copy, the file that names its commit; git would answer for the repository around it.
 COMMIT = ".commit"
 
 
 def current(project: Path = PROJECT) -> str | None:
     """The commit that `project` holds or is a copy of, None outside git."""
-    copied = project / COMMIT
-    return copied.read_text().strip() if copied.is_file() else _git(project, "rev-parse", "HEAD")
+    marker = project / COMMIT
+    return marker.read_text().strip() if marker.is_file() else _git(project, "rev-parse", "HEAD")
 
 
 def changes(project: Path = PROJECT, paths: tuple[str, ...] = CODE) -> list[str]:
@@ -38,10 +38,10 @@ def require_clean(project: Path = PROJECT, paths: tuple[str, ...] = CODE) -> Non
     Raises:
         ConfigError: something below `paths` differs from the commit.
     """
-    if found := changes(project, paths):
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    if files := changes(project, paths):
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise ConfigError(
-            f"the code differs from its commit ({found[0]}{more}); commit it, or accept runs that cannot be traced to "
+            f"the code differs from its commit ({files[0]}{more}); commit it, or accept runs that cannot be traced to "
             "a commit with allow_dirty=true (--allow-dirty of the scripts)"
         )
 
@@ -86,9 +86,9 @@ def snapshot(folder: Path, project: Path = PROJECT) -> Path:
 
 
 def _git(project: Path, *command: str) -> str | None:
-    """What git says of `project`, or None outside a checkout."""
+    """What git prints for `project`, or None outside a checkout."""
     try:
-        done = subprocess.run(["git", "-C", str(project), *command], capture_output=True, text=True, timeout=20)
+        result = subprocess.run(["git", "-C", str(project), *command], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.rstrip() if done.returncode == 0 else None
+    return result.stdout.rstrip() if result.returncode == 0 else None

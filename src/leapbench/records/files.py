@@ -16,7 +16,7 @@ from leapbench.names import SUMMARY
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """What the run in `folder` left when it ended, or None."""
+    """The summary of the run in `folder`, None before it has ended."""
     try:
         return json.loads((folder / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -27,7 +27,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def whole(folder: Path) -> Iterator[Path]:
     """A draft to fill, which becomes `folder` in one rename: a folder that is there is complete.
 
-    If another process was faster, its folder stays and the draft goes.
+    If another process was faster, its folder stays and the draft is removed.
     """
     draft = folder.with_name(f"{folder.name}.draft-{uuid.uuid4().hex}")
     draft.mkdir(parents=True)

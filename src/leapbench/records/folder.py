@@ -5,8 +5,8 @@ that length, so a killed run leaves the same rows as an uninterrupted one. The s
 means that nothing more will come.
 
 Rows are handed to the system in batches, at most one every FLUSH_S seconds, and synced with every checkpoint and at the
-end. A kill loses the rows since the last batch, a crash of the node those since the last checkpoint; both are made
-again by the run that resumes from that checkpoint.
+end. A kill loses the rows since the last batch, a crash of the node those since the last checkpoint; both are
+produced again by the run that resumes from that checkpoint.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RunFolder:
         self.path = path
         self._lock = Lock(path / LOCK)
         self._files: dict[str, FileIO] = {}
-        self._batch: dict[str, bytearray] = {}  # rows on their way to the files
+        self._batch: dict[str, bytearray] = {}  # rows not yet written to the files
         self._unsynced: set[str] = set()
         self._flushed_at = -FLUSH_S
 
@@ -59,7 +59,7 @@ class RunFolder:
         """Make the folder and take its lock; a dead owner's lock is taken over.
 
         Raises:
-            BusyError: a living process has it.
+            BusyError: a living process holds it.
         """
         try:
             self._lock.acquire()
@@ -70,8 +70,8 @@ class RunFolder:
             ) from None
 
     def release(self) -> None:
-        """Hand over the last rows, close the files and give the lock back."""
-        with contextlib.suppress(OSError, BusyError):  # a full disk has been reported by the write that met it first
+        """Write the last rows, close the files and release the lock."""
+        with contextlib.suppress(OSError, BusyError):  # the first write that failed has reported a full disk
             self._write(sync=False)
         for file in self._files.values():
             with contextlib.suppress(OSError):
@@ -87,10 +87,10 @@ class RunFolder:
             meta: facts of this start; its `start` entry is appended to those of earlier starts.
         """
         write_text(self.path / CONFIG, yaml.safe_dump({"science": science, "machine": machine}, sort_keys=False))
-        known = self.path / META
-        starts = json.loads(known.read_text())["starts"] if known.is_file() else []
+        path = self.path / META
+        starts = json.loads(path.read_text())["starts"] if path.is_file() else []
         start = meta.pop("start")
-        write_json(known, {"schema": SCHEMA, **meta, "starts": [*starts, {"utc": utc(), "pid": os.getpid(), **start}]})
+        write_json(path, {"schema": SCHEMA, **meta, "starts": [*starts, {"utc": utc(), "pid": os.getpid(), **start}]})
 
     def open(self, offsets: dict[str, int] | None) -> None:
         """Open the row files, each cut back to its length at the checkpoint; without one, to nothing."""
@@ -143,7 +143,7 @@ class RunFolder:
                 torch.save({"offsets": offsets, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except RuntimeError as error:  # torch's zip writer reports a full disk in words of its own
+        except RuntimeError as error:  # torch's zip writer reports a full disk with an error of its own
             part.unlink(missing_ok=True)
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -162,8 +162,8 @@ class RunFolder:
         try:
             return torch.load(target, map_location=device, weights_only=False)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            cut_short = isinstance(error, OSError) and error.errno == errno.EINVAL
-            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not cut_short):
+            truncated = isinstance(error, OSError) and error.errno == errno.EINVAL
+            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not truncated):
                 raise
             raise ConfigError(f"{target} is damaged; delete it, and the run starts over") from None
 
@@ -175,7 +175,7 @@ class RunFolder:
             shutil.rmtree((self.path / CHECKPOINT).parent, ignore_errors=True)
 
     def reopen(self) -> None:
-        """Make a failed run unfinished again."""
+        """Remove the summary of a failed run, so that it can continue."""
         (self.path / SUMMARY).unlink(missing_ok=True)
 
 

@@ -1,11 +1,16 @@
 """A lock that also works between the nodes of a cluster: a folder on the shared file system.
 
 `mkdir` is atomic on NFS, where file locks may be missing or local to a node. The folder holds owner.json, with a token
-that no other owner has; a thread renews the folder's time every HEARTBEAT_S seconds, whatever the owner is busy with.
+that no other owner has; a thread renews the folder's time every HEARTBEAT_S seconds, whatever the owner is doing.
 A lock is stale once its owner is known to be dead (same host, or an earlier start of the same Slurm job), or after
 STALE_AFTER_S seconds without a heartbeat. Of several processes that find it stale exactly one takes it over: the one
-that makes the folder named after the stale owner's token. An owner that was only asleep finds another's token when it
-wakes, and stops.
+that makes the folder named after the stale owner's token. An owner that was only suspended finds another token when it
+resumes, and stops.
+
+Why not a library: `filelock`'s hard locks rely on flock, which an NFS mount may not honour between nodes; its plain
+soft locks cannot tell a dead owner on another node from a living one, and its `SoftFileLease` (4.2) takes over a stale
+lock by exchanging two names, which NFS refuses. `flufl.lock` works on NFS, but only explicit calls extend its lifetime,
+which it compares across the nodes' clocks; and neither knows that the earlier start of a requeued Slurm job is dead.
 """
 
 from __future__ import annotations
@@ -26,12 +31,12 @@ from leapbench.records.files import utc, write_json
 
 OWNER = "owner.json"
 HEARTBEAT_S = 60.0
-# Longer than an NFS client may show old attributes (60 s), plus a few heartbeats that got lost.
+# Longer than an NFS client may show old attributes (60 s), plus a few missed heartbeats.
 STALE_AFTER_S = 300.0
 
 
 class HeldError(Exception):
-    """A living process has the lock; `owner` is what it signed with."""
+    """A living process holds the lock; `owner` is its entry in owner.json."""
 
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         super().__init__(f"{path} is held by process {owner.get('pid')} on {owner.get('host')}")
@@ -48,19 +53,19 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._token = uuid.uuid4().hex
-        self._done = threading.Event()
+        self._stopped = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock, or take it over from a dead owner; the parent folder is made if need be.
+        """Take the lock, or take it over from a dead owner; the parent folder is made if needed.
 
         Raises:
-            HeldError: a living process has it.
+            HeldError: a living process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while not (self._make() or self._take_over()):
             pass
-        self._done.clear()
-        threading.Thread(target=self._beat, args=(self._done,), daemon=True, name=f"heartbeat {self.path}").start()
+        self._stopped.clear()
+        threading.Thread(target=self._beat, args=(self._stopped,), daemon=True, name=f"heartbeat {self.path}").start()
 
     def check(self) -> None:
         """Make sure that this is still the owner.
@@ -72,8 +77,8 @@ class Lock:
             raise LostError(f"{self.path} has another owner")
 
     def release(self) -> None:
-        """Give the lock back, unless another process has taken it over."""
-        self._done.set()
+        """Release the lock, unless another process has taken it over."""
+        self._stopped.set()
         if read_owner(self.path).get("token") == self._token:
             self._remove()
 
@@ -83,14 +88,14 @@ class Lock:
         except FileExistsError:
             return False
         try:
-            write_json(self.path / OWNER, {**_me(), "token": self._token})
-        except OSError:  # a lock without an owner would keep everybody out
+            write_json(self.path / OWNER, {**_identity(), "token": self._token})
+        except OSError:  # a lock without an owner would block every process
             self._remove()
             raise
         return True
 
     def _take_over(self) -> bool:
-        """Replace a dead owner; False if the lock has changed in the meantime and is worth another look."""
+        """Replace a dead owner; False if the lock has changed in the meantime and should be tried again."""
         owner = read_owner(self.path)
         if is_alive(owner, self.path, lambda: _server_time(self.path.parent)):
             raise HeldError(self.path, owner)
@@ -100,7 +105,7 @@ class Lock:
         except FileNotFoundError:  # released
             return False
         except FileExistsError:
-            with contextlib.suppress(OSError):  # its maker may have died between two lines below
+            with contextlib.suppress(OSError):  # its maker may have died before the rmdir below
                 if _server_time(self.path.parent) - claim.stat().st_mtime > STALE_AFTER_S:
                     claim.rmdir()
                     return False
@@ -108,21 +113,21 @@ class Lock:
         try:
             if read_owner(self.path).get("token") != owner.get("token"):
                 return False
-            write_json(self.path / OWNER, {**_me(), "token": self._token})
+            write_json(self.path / OWNER, {**_identity(), "token": self._token})
             return True
         finally:
             with contextlib.suppress(OSError):
                 claim.rmdir()
 
     def _remove(self) -> None:
-        grave = self.path.with_name(f"{self.path.name}.{self._token}")
+        trash = self.path.with_name(f"{self.path.name}.{self._token}")
         with contextlib.suppress(OSError):
-            self.path.rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
+            self.path.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
-    def _beat(self, done: threading.Event) -> None:
-        while not done.wait(HEARTBEAT_S):
-            with contextlib.suppress(OSError):  # a file system that is away for a while; `check` has the last word
+    def _beat(self, stopped: threading.Event) -> None:
+        while not stopped.wait(HEARTBEAT_S):
+            with contextlib.suppress(OSError):  # the file system may be unavailable for a while; `check` decides
                 self.renew()
 
     def renew(self) -> None:
@@ -133,7 +138,7 @@ class Lock:
 
 
 def read_owner(lock: Path) -> dict[str, Any]:
-    """What the owner signed with; empty if it has not yet, or if nobody has the lock."""
+    """The content of owner.json; empty if it is not written yet, or if nobody holds the lock."""
     try:
         return json.loads((lock / OWNER).read_text())
     except (OSError, ValueError):
@@ -143,19 +148,19 @@ def read_owner(lock: Path) -> dict[str, Any]:
 def is_alive(owner: dict[str, Any], lock: Path, now: Callable[[], float] = time.time) -> bool:
     """Whether the lock's owner may still be running.
 
-    On this host its process tells; if it is an earlier start of the Slurm job we are in, it is dead; else its
-    heartbeat tells.
+    On this host its process decides; an earlier start of this process's Slurm job is dead; otherwise its heartbeat
+    decides.
 
     Args:
         now: the clock that sets the heartbeats, seconds.
     """
-    me = _me()
-    if (owner.get("host"), owner.get("boot")) == (me["host"], me["boot"]):
+    identity = _identity()
+    if (owner.get("host"), owner.get("boot")) == (identity["host"], identity["boot"]):
         return owner.get("birth") is not None and owner["birth"] == _birth(owner["pid"])
     if (
-        me["slurm_job"]
-        and me["slurm_job"] == owner.get("slurm_job")
-        and me["slurm_restart"] > owner.get("slurm_restart", 0)
+        identity["slurm_job"]
+        and identity["slurm_job"] == owner.get("slurm_job")
+        and identity["slurm_restart"] > owner.get("slurm_restart", 0)
     ):
         return False
     try:
@@ -170,7 +175,7 @@ def slurm_job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _me() -> dict[str, Any]:
+def _identity() -> dict[str, Any]:
     return {
         "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "birth": _birth(os.getpid()),
         "slurm_job": slurm_job(), "slurm_restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0), "since_utc": utc(),
@@ -183,7 +188,7 @@ def _server_time(folder: Path) -> float:
     try:
         probe.touch()
         return probe.stat().st_mtime
-    except OSError:  # a full disk must not turn away the one who comes to free it
+    except OSError:  # a full disk must not keep out a process that would free it
         return time.time()
     finally:
         probe.unlink(missing_ok=True)
@@ -200,8 +205,8 @@ def _boot() -> str:
 def _birth(pid: int) -> str | None:
     """When process `pid` of this host started, None if there is none.
 
-    A pid can be given out again, after a restart of a container even to the process that asks; its birth tells the two
-    apart. Where the system does not say (no /proc), all births of a living pid are equal.
+    A pid can be reused, after a restart of a container even by the calling process; the start time tells the two apart.
+    Where the system does not report it (no /proc), all start times of a living pid are equal.
     """
     try:
         os.kill(pid, 0)

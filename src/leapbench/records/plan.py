@@ -1,4 +1,4 @@
-"""A job before it runs, and how a run ended: what sweeps and clusters need to know of the folders."""
+"""A job before it runs, and how a run ended: what sweeps and clusters need to know about the folders."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from leapbench.records.files import read_summary
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A job before it runs. `kind` is model, dataset, predictors: steps of one kind take alike.
+    """A job before it runs. `kind` is model, dataset, predictors: steps of one kind take equally long.
 
-    `overrides` are what the sweep says of this job; `data` is equal for jobs that read the same data set and cache.
+    `overrides` are those of the sweep for this job; `data` is equal for jobs that read the same data set and cache.
     """
 
     run_id: str
@@ -40,13 +40,13 @@ class PlannedRun:
     @classmethod
     def parse(cls, line: str) -> PlannedRun:
         """The inverse of :meth:`line`."""
-        found = json.loads(line)
-        words = {key: tuple(found[key]) for key in ("kind", "overrides")}
-        return cls(**found | words | {"folder": Path(found["folder"])})
+        values = json.loads(line)
+        tuples = {key: tuple(values[key]) for key in ("kind", "overrides")}
+        return cls(**values | tuples | {"folder": Path(values["folder"])})
 
 
 def ended(config: RunConfig) -> dict[str, str] | None:
-    """How the run of `config` ended: status, run_id, folder, reason; None if there is something left to do."""
+    """How the run of `config` ended: status, run_id, folder, reason; None if it is not finished."""
     summary = read_summary(config.folder)
     if summary is None or summary["status"] == Status.failed:
         return None

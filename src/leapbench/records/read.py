@@ -1,4 +1,4 @@
-"""Run folders in, DataFrames out. What is unreadable stops the reading with its path and line."""
+"""Run folders in, DataFrames out. An unreadable record is an error with its path and line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from leapbench.names import (
 from leapbench.records.rows import COLUMNS, KEYS, RecordError, read_rows
 from leapbench.records.settings import settings
 
-# What an observed training is, but for its seed.
+# What identifies an observed training, apart from its seed.
 TRAINING = ["model", "dataset", "optimizer", "lr", "setting"]
 RTOL = 1e-4
 
@@ -105,18 +105,18 @@ class Suite:
             holes = spread.count().lt(spread.size(), axis=0) & low.notna()
             wrong = (holes | ((high - low) > RTOL * high.abs())).any(axis=1)
             if wrong.any():
-                where = dict(zip(key, wrong.index[np.flatnonzero(wrong)[0]], strict=True))
-                ids = shared.loc[shared["trajectory"] == where["trajectory"], "run_id"].unique()[:2]
-                place = ", ".join(f"{name}={where[name]}" for name in KEYS[file])
+                values = dict(zip(key, wrong.index[np.flatnonzero(wrong)[0]], strict=True))
+                ids = shared.loc[shared["trajectory"] == values["trajectory"], "run_id"].unique()[:2]
+                location = ", ".join(f"{name}={values[name]}" for name in KEYS[file])
                 raise RecordError(
-                    f"{self.folder}: runs {' and '.join(ids)} share a training but their {file} differ at {place}; "
+                    f"{self.folder}: runs {' and '.join(ids)} share a training but their {file} differ at {location}; "
                     "delete the one that is wrong"
                 )
         return rows.drop_duplicates(key).reset_index(drop=True)
 
 
 def load_suite(folder: str | Path, only: str | None = None) -> Suite:
-    """Read every run folder of `folder`, or the one that is named.
+    """Read every run folder of `folder`, or `only` one.
 
     Raises:
         RecordError: no runs, or a record that cannot be read, with path:line.
@@ -136,13 +136,13 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
         rows.append(row)
         if science:
             configs[run.name] = science
-        for file, found in tables.items():
+        for file, parts in tables.items():
             table = read_rows(run / file, complete=row["status"] != Status.partial)
-            if len(table) or not found:  # thousands of tables without rows take more memory than those with
-                found.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
+            if len(table) or not parts:  # thousands of tables without rows take more memory than those with
+                parts.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
     runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
     runs["setting"] = settings(runs, configs)
-    records = {file: pa.concat_tables(found).to_pandas() for file, found in tables.items()}
+    records = {file: pa.concat_tables(parts).to_pandas() for file, parts in tables.items()}
     return Suite(folder.name, folder, runs, records, configs)
 
 
@@ -163,7 +163,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise RecordError(f"{run / SUMMARY}: unknown status {status!r}")
     science = config.get("science", {})
     try:
-        named = {
+        fields = {
             "model": science["model"]["name"], "dataset": science["dataset"]["name"],
             "optimizer": science["optimizer"]["name"], "lr": float(science["optimizer"]["lr"]),
             "schedule": science["schedule"]["name"], "seed": science["seed"],
@@ -176,7 +176,7 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ("lr", "seed", "interval", "steps")
     )
     row = {
-        "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **(named or blank), "status": status,
+        "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **(fields or blank), "status": status,
         "reason": summary.get("reason") or ("" if summary else f"no {SUMMARY}: still running, or killed"),
         "skipped": summary.get("skipped") or {}, "git_commit": meta.get("git_commit") or "unknown",
         "git_dirty": bool(meta.get("git_dirty")), "parameters": meta.get("parameters"),
@@ -189,31 +189,31 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes())
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise RecordError(f"{path}:{line}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(data, dict):
         raise RecordError(f"{path}:1: not a JSON object")
-    return found
+    return data
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """A config.yaml, or {} if the file is absent. Not to be changed: runs of one cell share all but the seed."""
+    """A config.yaml, or {} if the file is absent. Read-only: runs of one cell share all but the seed."""
     if not path.is_file():
         return {}
     raw = path.read_bytes()
     seed = _SEED.search(raw)
     try:
-        found = _parsed(_SEED.sub(b"  seed: 0", raw, count=1))
+        config = _parsed(_SEED.sub(b"  seed: 0", raw, count=1))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise RecordError(f"{path}:{mark.line + 1 if mark else 1}: not readable as YAML") from None
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         return {}
-    if seed is None or not isinstance(found.get("science"), dict):
-        return found
-    return {**found, "science": {**found["science"], "seed": int(seed[1])}}
+    if seed is None or not isinstance(config.get("science"), dict):
+        return config
+    return {**config, "science": {**config["science"], "seed": int(seed[1])}}
 
 
 @lru_cache(maxsize=4096)

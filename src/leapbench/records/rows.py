@@ -1,4 +1,4 @@
-"""Rows of a run's jsonl files as tables. What is unreadable is named with its path and line."""
+"""Rows of a run's jsonl files as tables. An unreadable row is an error with its path and line."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def read_rows(path: Path, complete: bool) -> pa.Table:
         raw = raw[: raw.rfind(b"\n") + 1]
     if not raw.strip():
         return schema.empty_table()
-    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    reading = pa_json.ReadOptions(use_threads=False, block_size=len(raw) + 1)
+    parse_options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    read_options = pa_json.ReadOptions(use_threads=False, block_size=len(raw) + 1)
     try:
-        table = pa_json.read_json(BytesIO(raw), read_options=reading, parse_options=options)
+        table = pa_json.read_json(BytesIO(raw), read_options=read_options, parse_options=parse_options)
     except pa.ArrowInvalid as error:
         raise _fault(path, raw) or RecordError(f"{path}: {str(error).splitlines()[0]}") from None
-    odd = b"NaN" in raw or b"Infinity" in raw or len(table) != raw.count(b"\n") + (not raw.endswith(b"\n"))
-    if odd or any(table[key].null_count for key in KEYS[path.name]):
+    suspicious = b"NaN" in raw or b"Infinity" in raw or len(table) != raw.count(b"\n") + (not raw.endswith(b"\n"))
+    if suspicious or any(table[key].null_count for key in KEYS[path.name]):
         fault = _fault(path, raw)
         if fault:
             raise fault
@@ -84,10 +84,10 @@ def _fault(path: Path, raw: bytes) -> RecordError | None:
                 return RecordError(f"{path}:{number}: no {key}")
         for name in COLUMNS[path.name].split():
             value, kind = row.get(name), _kind(name)
-            right = (
+            matches = (
                 isinstance(value, float | int) and not isinstance(value, bool) if kind is float else type(value) is kind
             )
-            if value is not None and not right:
+            if value is not None and not matches:
                 return RecordError(f"{path}:{number}: {name}={value!r} is not of type {kind.__name__}")
     return None
 

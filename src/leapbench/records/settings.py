@@ -16,8 +16,8 @@ def settings(runs: pd.DataFrame, configs: dict[str, dict[str, Any]]) -> list[str
     flat = {name: flatten(configs[name]) for name in observed["run_id"]}
     words: dict[str, list[str]] = {name: [] for name in runs["run_id"]}
     for _, group in observed.groupby(["model", "dataset", "optimizer", "lr"]):
-        for key, found in differing({name: flat[name] for name in group["run_id"]}).items():
-            for name, value in found.items():
+        for key, values in differing({name: flat[name] for name in group["run_id"]}).items():
+            for name, value in values.items():
                 words[name].append(f"{key}={value}")
     return [" ".join(words[name]) for name in runs["run_id"]]
 
@@ -28,11 +28,11 @@ def differing(flat: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     for name, leaves in flat.items():
         for key, value in leaves.items():
             values.setdefault(key, {})[name] = value
-    return {key: found for key, found in sorted(values.items()) if len(set(found.values())) > 1}
+    return {key: by_run for key, by_run in sorted(values.items()) if len(set(by_run.values())) > 1}
 
 
 def flatten(science: dict[str, Any]) -> dict[str, str]:
-    """A science config as dotted key -> value as text, without what is no setting of a workload (its seed, K, ...)."""
+    """A science config as dotted key -> value as text, without the keys that are no setting (seed, K, ...)."""
     return dict(_leaves(science, ""))
 
 

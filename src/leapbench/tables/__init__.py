@@ -47,24 +47,26 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     """
     if only is not None and only not in TABLES:
         raise RecordError(f"no table {only!r}; there are {', '.join(TABLES)}")
-    observed, leapt = suite.part("observe"), suite.part("leap")
-    wanted = (
-        [only] if only else [*(name for name in OBSERVED if _asked(observed, name)), *(LEAPT if leapt.configs else ())]
+    observe_part, leap_part = suite.part("observe"), suite.part("leap")
+    names = (
+        [only]
+        if only
+        else [*(name for name in OBSERVED if _is_configured(observe_part, name)), *(LEAPT if leap_part.configs else ())]
     )
-    return _observed(observed, published, wanted) + _leapt(leapt, published, wanted, keep_empty=only is not None)
+    return _observe_tables(observe_part, published, names) + _leap_tables(
+        leap_part, published, names, keep_empty=only is not None
+    )
 
 
-def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Table]:
-    """Those of `wanted` that mode=observe fills."""
-    wanted = [name for name in wanted if name in OBSERVED]
-    if not wanted:
+def _observe_tables(suite: Suite, published: Published, names: list[str]) -> list[Table]:
+    """Those of `names` that mode=observe fills."""
+    names = [name for name in names if name in OBSERVED]
+    if not names:
         return []
     scored = score(suite)
-    needed = (
-        JUDGED if {"consistency", "protocols"} & set(wanted) else [r for r in JUDGED if f"acceptance_{r}" in wanted]
-    )
-    accepted: dict[str, Table] = {rule: acceptance(suite, scored, rule, published) for rule in needed}
-    frames: dict[str, pd.DataFrame] = {rule: table.frame for rule, table in accepted.items()}
+    rules = JUDGED if {"consistency", "protocols"} & set(names) else [r for r in JUDGED if f"acceptance_{r}" in names]
+    acceptance_tables: dict[str, Table] = {rule: acceptance(suite, scored, rule, published) for rule in rules}
+    frames: dict[str, pd.DataFrame] = {rule: table.frame for rule, table in acceptance_tables.items()}
     makers: dict[str, Callable[[], Table]] = {
         "regime_distribution": lambda: regime_distribution(suite, published),
         "momentum_catastrophe": lambda: momentum_catastrophe(suite, scored, published),
@@ -74,15 +76,15 @@ def _observed(suite: Suite, published: Published, wanted: list[str]) -> list[Tab
         "protocols": lambda: protocols(suite, frames),
     }
     return [
-        accepted[name.removeprefix("acceptance_")] if name.startswith("acceptance_") else makers[name]()
-        for name in wanted
+        acceptance_tables[name.removeprefix("acceptance_")] if name.startswith("acceptance_") else makers[name]()
+        for name in names
     ]
 
 
-def _leapt(suite: Suite, published: Published, wanted: list[str], keep_empty: bool) -> list[Table]:
-    """Those of `wanted` that mode=leap fills; without proposals, leaps or targets some have nothing to show."""
-    wanted = [name for name in wanted if name in LEAPT]
-    if not wanted:
+def _leap_tables(suite: Suite, published: Published, names: list[str], keep_empty: bool) -> list[Table]:
+    """Those of `names` that mode=leap fills; without proposals, leaps or targets some have nothing to show."""
+    names = [name for name in names if name in LEAPT]
+    if not names:
         return []
     leaps = leaps_of(suite)
     makers: dict[str, Callable[[], Table]] = {
@@ -91,12 +93,12 @@ def _leapt(suite: Suite, published: Published, wanted: list[str], keep_empty: bo
         "after_leap": lambda: after_leap(leaps),
     }
     proposals = suite.records[LEAPS]
-    shown = {
+    has_content = {
         "time_to_baseline": len(leaps.references.frame) > 0,
         "leap_overhead": len(proposals) > 0,
         "after_leap": bool(proposals["adopted"].any()) and len(leaps.references.frame) > 0,
     }
-    return [makers[name]() for name in wanted if shown[name] or keep_empty]
+    return [makers[name]() for name in names if has_content[name] or keep_empty]
 
 
 def without_target(suite: Suite) -> list[str]:
@@ -134,7 +136,7 @@ def write_csv(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
-def _asked(suite: Suite, table: str) -> bool:
+def _is_configured(suite: Suite, table: str) -> bool:
     configs = suite.configs.values()
     if table in ("cascade", "landscape"):
         return any((science.get(table) or {}).get("enabled") for science in configs)

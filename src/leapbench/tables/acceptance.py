@@ -33,29 +33,29 @@ def score(suite: Suite) -> pd.DataFrame:
     scored["adaptive"] = adaptive(predicted, now, scored["sigma_nats"].to_numpy(dtype=float))
     scored["proximity"] = False
     for tolerance, two_sided in scored[["tolerance", "two_sided"]].drop_duplicates().itertuples(index=False):
-        own = ((scored["tolerance"] == tolerance) & (scored["two_sided"] == two_sided)).to_numpy()
-        scored.loc[own, "proximity"] = proximity(predicted[own], now[own], float(tolerance), bool(two_sided))
+        mask = ((scored["tolerance"] == tolerance) & (scored["two_sided"] == two_sided)).to_numpy()
+        scored.loc[mask, "proximity"] = proximity(predicted[mask], now[mask], float(tolerance), bool(two_sided))
     return scored.drop(columns=["sigma_over", "tolerance", "two_sided"])
 
 
 def expected(suite: Suite) -> pd.DataFrame:
     """Every (workload, protocol, predictor, K, seed) that the suite's configs ask for, once, with a status.
 
-    The status is `completed` if a run delivered it, else why not: failed, diverged, skipped or partial.
+    The status is `completed` if a run delivered it, else the reason why not: failed, diverged, skipped or partial.
     """
     runs = suite.runs.set_index("run_id")
     rows: list[dict[str, Any]] = []
     for name, science in suite.configs.items():
         run = runs.loc[name]
-        fixed = {key: run[key] for key in [*TRAINING, "seed"]}
+        workload = {key: run[key] for key in [*TRAINING, "seed"]}
         for predictor, spec in (science.get("predictors") or {}).items():
             if spec is None:
                 continue
             status = Status.skipped if predictor in run["skipped"] else run["status"]
             rows += [
-                {**fixed, "protocol": protocol, "predictor": predictor, "K": K, "status": status}
+                {**workload, "protocol": protocol, "predictor": predictor, "K": K, "status": status}
                 for protocol in science["protocols"]
-                for K in _listed(science["K"])
+                for K in _as_list(science["K"])
             ]
     if not rows:
         empty = pd.DataFrame(columns=[*CELL, "seed", "status"], dtype=str)
@@ -81,9 +81,9 @@ def rates(scored: pd.DataFrame, rule: str) -> pd.DataFrame:
         [*CELL, "regime", "seed", rule, "loss_pred_nats", "loss_now_nats", "loss_true_nats", "rel_l2_to_true"]
     ]
     rows = rows.assign(distance_ratio=distance_ratio(scored))
-    both = pd.concat([rows, rows.assign(regime="all")], ignore_index=True)
+    extended = pd.concat([rows, rows.assign(regime="all")], ignore_index=True)
     return (
-        both.groupby([*CELL, "regime", "seed"], sort=False)
+        extended.groupby([*CELL, "regime", "seed"], sort=False)
         .agg(
             proposals=(rule, "size"),
             accepted=(rule, "sum"),
@@ -121,7 +121,7 @@ def in_order(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table.sort_values(columns, key=rank, kind="stable").reset_index(drop=True)
 
 
-def _listed(K: Any) -> list[int]:
+def _as_list(K: Any) -> list[int]:
     return list(K) if isinstance(K, list | tuple) else [K]
 
 
@@ -151,13 +151,13 @@ def _sigmas(suite: Suite, rules: pd.DataFrame) -> pd.DataFrame:
     losses = evals[evals["split"] == VERIFICATION].drop_duplicates(["run_id", "step"]).sort_values(["run_id", "step"])
     by_run = dict(iter(losses.groupby("run_id")[["step", "loss_nats"]]))
     parts = []
-    for run_id, over in rules[["run_id", "sigma_over"]].drop_duplicates().itertuples(index=False):
+    for run_id, sigma_over in rules[["run_id", "sigma_over"]].drop_duplicates().itertuples(index=False):
         if run_id not in by_run:
             continue
         series = by_run[run_id]["loss_nats"].to_numpy(dtype=float)
-        sigmas = sigma_recent(series, over if over == "all" else int(over))
+        sigmas = sigma_recent(series, sigma_over if sigma_over == "all" else int(sigma_over))
         steps = by_run[run_id]["step"]
-        parts.append(pd.DataFrame({"run_id": run_id, "step": steps, "sigma_over": over, "sigma_nats": sigmas}))
+        parts.append(pd.DataFrame({"run_id": run_id, "step": steps, "sigma_over": sigma_over, "sigma_nats": sigmas}))
     if not parts:
         empty = pd.DataFrame(columns=["run_id", "step", "sigma_over", "sigma_nats"])
         return empty.astype({"run_id": str, "step": "int64", "sigma_over": str, "sigma_nats": float})

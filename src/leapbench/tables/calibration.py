@@ -27,8 +27,8 @@ def calibrations(suite: Suite) -> dict[tuple[str, str], dict[str, Any]]:
     if rows.empty:
         raise RecordError(f"{suite.folder}: no completed run has recorded regimes; calibration needs at least one")
     return {
-        (str(model), str(dataset)): calibrate(suite, own)
-        for (model, dataset), own in rows.groupby(["model", "dataset"])
+        (str(model), str(dataset)): calibrate(suite, group)
+        for (model, dataset), group in rows.groupby(["model", "dataset"])
     }
 
 
@@ -53,16 +53,16 @@ def calibrate(suite: Suite, rows: pd.DataFrame) -> dict[str, Any]:
     protocols: dict[str, Any] = {}
     for protocol in in_order(rows[["protocol"]].drop_duplicates(), ["protocol"])["protocol"]:
         taus: dict[str, list[float]] = {"tau_high": [], "tau_low": []}
-        for seed, own in rows[rows["protocol"] == protocol].sort_values("seed").groupby("seed"):
+        for seed, group in rows[rows["protocol"] == protocol].sort_values("seed").groupby("seed"):
             try:
-                high, low = stats.thresholds(own["similarity"], *PERCENTILES)
+                high, low = stats.thresholds(group["similarity"], *PERCENTILES)
             except ValueError as error:
                 raise RecordError(f"{suite.folder}: protocol {protocol}, seed {seed}: {error}") from None
             taus["tau_high"].append(high)
             taus["tau_low"].append(low)
         protocols[protocol] = taus
-    known = zip(by_run["git_commit"], by_run["git_dirty"], strict=True)
-    commits = sorted({f"{commit}{' + changes' if dirty else ''}" for commit, dirty in known})
+    versions = zip(by_run["git_commit"], by_run["git_dirty"], strict=True)
+    commits = sorted({f"{commit}{' + changes' if dirty else ''}" for commit, dirty in versions})
     source = {
         "suite": suite.name, "run_ids": sorted(by_run.index),
         "seeds": sorted(int(seed) for seed in by_run["seed"].unique()),

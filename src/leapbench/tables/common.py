@@ -26,7 +26,7 @@ PUBLISHED = ["published_mean", "published_std", "published_n", "published_model"
 
 @dataclass
 class Table:
-    """One table. `frame` is the csv; the rest says how a person reads it.
+    """One table. `frame` is the csv; the rest is how it is shown to a reader.
 
     Attributes:
         name: file stem.
@@ -45,7 +45,7 @@ class Table:
         per_seed: a second csv, one row per seed.
         body: makes the body of a section from its rows and whether to be brief; None leaves it to the renderer.
         remarks: section name -> lines below its heading.
-        problems: what keeps the table from being whole and is the user's to mend, one line each.
+        problems: what makes the table incomplete and the user has to fix, one line each.
     """
 
     name: str
@@ -104,16 +104,16 @@ def with_published(table: pd.DataFrame, published: pd.DataFrame, on: list[str], 
     renamed = published[["model", *on, *values, "source"]].rename(
         columns={"model": "published_model", "source": "published_source", **values}
     )
-    named = table.assign(published_model=table["model"].map(PUBLISHED_AS))
-    joined = named.merge(renamed, on=["published_model", *on], how="left", validate="many_to_one")
+    keyed = table.assign(published_model=table["model"].map(PUBLISHED_AS))
+    joined = keyed.merge(renamed, on=["published_model", *on], how="left", validate="many_to_one")
     return joined.assign(published_model=joined["published_model"].where(joined["published_source"].notna()))
 
 
 def seeds_counted(suite: Suite) -> str:
     """`5 seeds` or `4 of 5 seeds`, over all workloads."""
-    asked = suite.runs["seed"].dropna().nunique()
-    counted = suite.runs.loc[suite.runs["status"] == Status.completed, "seed"].nunique()
-    return f"{counted} {_plural('seed', counted)}" if counted == asked else f"{counted} of {asked} seeds"
+    total = suite.runs["seed"].dropna().nunique()
+    completed = suite.runs.loc[suite.runs["status"] == Status.completed, "seed"].nunique()
+    return f"{completed} {_plural('seed', completed)}" if completed == total else f"{completed} of {total} seeds"
 
 
 def not_counted(suite: Suite) -> list[str]:
@@ -122,14 +122,14 @@ def not_counted(suite: Suite) -> list[str]:
     for status in UNCOUNTED:
         for run in suite.runs[suite.runs["status"] == status].to_dict("records"):
             seed = "?" if pd.isna(run["seed"]) else run["seed"]
-            what = [run["model"] or "?", run["dataset"] or "?", *([run["predictor"]] if run["mode"] == "leap" else [])]
-            who = f"{run['run_id']} ({', '.join(what)}, seed {seed})"
+            parts = [run["model"] or "?", run["dataset"] or "?", *([run["predictor"]] if run["mode"] == "leap" else [])]
+            label = f"{run['run_id']} ({', '.join(parts)}, seed {seed})"
             reason = str(run["reason"]).strip().splitlines()
-            lines.append(f"{status}: {who}{': ' + reason[-1] if reason else ''}")
+            lines.append(f"{status}: {label}{': ' + reason[-1] if reason else ''}")
     skipped: dict[tuple[str, str], list[str]] = {}
     for run in suite.runs.to_dict("records"):
-        for predictor, why in run["skipped"].items():
-            skipped.setdefault((predictor, str(why)), []).append(run["run_id"])
+        for predictor, cause in run["skipped"].items():
+            skipped.setdefault((predictor, str(cause)), []).append(run["run_id"])
     lines += [
         f"predictor {predictor} skipped in {len(ids)} {_plural('run', len(ids))} ({', '.join(ids)}): {reason}"
         for (predictor, reason), ids in skipped.items()

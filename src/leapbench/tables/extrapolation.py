@@ -17,8 +17,8 @@ CALM = "transition+stable"
 
 def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Published) -> Table:
     """Predicted against actual loss of the momentum predictors and the controls."""
-    shown = (*MOMENTUM, *CONTROLS)
-    rows = scored[scored["predictor"].isin(shown)]
+    predictors = (*MOMENTUM, *CONTROLS)
+    rows = scored[scored["predictor"].isin(predictors)]
     calm = rows[rows["regime"].isin((Regime.transition, Regime.stable))]
     rows = pd.concat([rows.assign(regime="all"), calm.assign(regime=CALM)], ignore_index=True)
     key = [*CELL, "regime"]
@@ -31,8 +31,8 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
         predicted=("loss_pred_nats", "mean"), actual=("now", "mean"), nonfinite_pct=("nonfinite", "mean")
     )
     by_seed["ratio"] = by_seed["predicted"] / by_seed["actual"]
-    over = by_seed.reset_index().groupby(key, sort=False)
-    pooled = over.agg(
+    groups = by_seed.reset_index().groupby(key, sort=False)
+    pooled = groups.agg(
         predicted_loss_nats=("predicted", "mean"),
         actual_loss_nats=("actual", "mean"),
         nonfinite_pct=("nonfinite_pct", "mean"),
@@ -40,8 +40,8 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     pooled["ratio_of_means"] = pooled["predicted_loss_nats"] / pooled["actual_loss_nats"]
     pooled["ratio_median"] = rows.groupby(key, sort=False)["ratio"].median()
     pooled["n_proposals"] = rows.groupby(key, sort=False).size()
-    asked = expected(suite)
-    cells = asked.loc[asked["predictor"].isin(shown), CELL].drop_duplicates()
+    expected_cells = expected(suite)
+    cells = expected_cells.loc[expected_cells["predictor"].isin(predictors), CELL].drop_duplicates()
     frame = cells.merge(pd.DataFrame({"regime": ["all", CALM]}), how="cross")
     frame = frame.merge(stats.summarise(by_seed.reset_index(), key, "ratio"), on=key, how="left")
     frame = frame.merge(pooled.reset_index(), on=key, how="left").merge(
@@ -57,7 +57,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
         },
     )  # fmt: skip
     frame = in_order(frame, [*TRAINING, "regime", "predictor", "protocol", "K"])
-    measured = [
+    measures = [
         "predicted_loss_nats",
         "actual_loss_nats",
         "ratio_of_means",
@@ -65,8 +65,8 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
         "nonfinite_pct",
         "underflow_pct",
     ]
-    theirs = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
-    columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measured, *theirs, "published_source"]
+    cited = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
+    columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measures, *cited, "published_source"]
     header = (
         "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of "
         f"means; regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a "
@@ -103,7 +103,7 @@ def cascade(suite: Suite) -> Table:
         rel_l2_drift=("rel_l2_drift", "mean"), nonfinite_pct=("nonfinite", "mean"),
     ).reset_index()  # fmt: skip
     extra = ["loss_now_nats", "loss_true_nats", "excess_nats", "rel_l2_drift", "nonfinite_pct"]
-    frame = _described(rows, by_seed, key, "loss_nats", extra, _asked_chains(suite, key))
+    frame = _describe(rows, by_seed, key, "loss_nats", extra, _configured_links(suite, key))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
         "Loss in nats after each link of a chain of depth predictions of K steps, from confirmed-stable checkpoints; "
@@ -115,7 +115,7 @@ def cascade(suite: Suite) -> Table:
 
 
 def _true_losses(suite: Suite) -> pd.DataFrame:
-    """run_id, reached (step) -> loss_true_nats: the verification loss wherever the training's own was taken."""
+    """run_id, reached (step) -> loss_true_nats: the verification loss wherever it was measured along the training."""
     proposals = suite.proposals.assign(reached=suite.proposals["step"] + suite.proposals["K"])
     evals = suite.evals[suite.evals["split"] == VERIFICATION]
     evals = evals.rename(columns={"step": "reached", "loss_nats": "loss_true_nats"})
@@ -132,7 +132,7 @@ def landscape(suite: Suite) -> Table:
         directional_derivative=("directional_derivative", "mean"), curvature=("curvature", "mean"),
     ).reset_index()  # fmt: skip
     extra = ["loss_now_nats", "directional_derivative", "curvature"]
-    frame = _described(rows, by_seed, key, "change_nats", extra, None)
+    frame = _describe(rows, by_seed, key, "change_nats", extra, None)
     header = (
         "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature per unit of "
         f"the fraction; mean, std and interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
@@ -143,43 +143,43 @@ def landscape(suite: Suite) -> Table:
     )
 
 
-def _described(
-    rows: pd.DataFrame, by_seed: pd.DataFrame, key: list[str], value: str, extra: list[str], asked: pd.DataFrame | None
+def _describe(
+    rows: pd.DataFrame, by_seed: pd.DataFrame, key: list[str], value: str, extra: list[str], cells: pd.DataFrame | None
 ) -> pd.DataFrame:
-    """Numbers of `value` over seeds, the means of `extra`, and how many proposals stand behind them."""
-    counted = rows.groupby(key, sort=False)
+    """Numbers of `value` over seeds, the means of `extra`, and the number of proposals behind them."""
+    groups = rows.groupby(key, sort=False)
     frame = by_seed.groupby(key, sort=False)[extra].mean().reset_index()
     frame = frame.merge(stats.summarise(by_seed, key, value), on=key, how="left")
-    frame = frame.merge(counted.size().rename("n_proposals").reset_index(), on=key, how="left")
-    places = rows.drop_duplicates([*key, "seed", "step"]).groupby(key, sort=False).size().rename("n_checkpoints")
-    frame = frame.merge(places.reset_index(), on=key, how="left")
-    if asked is not None:
-        frame = asked.merge(frame, on=key, how="left")
+    frame = frame.merge(groups.size().rename("n_proposals").reset_index(), on=key, how="left")
+    checkpoints = rows.drop_duplicates([*key, "seed", "step"]).groupby(key, sort=False).size().rename("n_checkpoints")
+    frame = frame.merge(checkpoints.reset_index(), on=key, how="left")
+    if cells is not None:
+        frame = cells.merge(frame, on=key, how="left")
     frame[["n_checkpoints", "n_proposals"]] = frame[["n_checkpoints", "n_proposals"]].astype("Int64")
     return in_order(frame[[*key, *NUMBERS, "n_checkpoints", "n_proposals", *extra]], key)
 
 
-def _asked_chains(suite: Suite, key: list[str]) -> pd.DataFrame:
-    """Every link that the suite's configs ask for; in a protocol that chains some of the predictors only, of those."""
+def _configured_links(suite: Suite, key: list[str]) -> pd.DataFrame:
+    """Every link that the suite's configs ask for; in a protocol that chains only some predictors, of those."""
     runs = suite.runs.set_index("run_id")
     chained = suite.cascade.groupby("protocol")["predictor"].unique().to_dict()
     parts = [pd.DataFrame(columns=key)]
     for name, science in suite.configs.items():
-        chains = science.get("cascade") or {}
-        if not chains.get("enabled"):
+        config = science.get("cascade") or {}
+        if not config.get("enabled"):
             continue
-        own = {column: runs.loc[name, column] for column in TRAINING}
-        asked = [predictor for predictor, spec in (science.get("predictors") or {}).items() if spec is not None]
+        workload = {column: runs.loc[name, column] for column in TRAINING}
+        predictors = [predictor for predictor, spec in (science.get("predictors") or {}).items() if spec is not None]
         rows = [
             {"protocol": protocol, "predictor": predictor, "depth": depth, "K": K, "link": link}
             for protocol in science["protocols"]
-            for predictor in chained.get(protocol, asked)
-            for depth, K in chains["chains"]
+            for predictor in chained.get(protocol, predictors)
+            for depth, K in config["chains"]
             for link in range(1, depth + 1)
         ]
-        parts.append(pd.DataFrame([{**own, **row} for row in rows], columns=key))
-    asked_for = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True).drop_duplicates()
-    return asked_for.astype({"depth": "int64", "K": "int64", "link": "int64", "lr": float})
+        parts.append(pd.DataFrame([{**workload, **row} for row in rows], columns=key))
+    links = pd.concat([part for part in parts if len(part)] or parts, ignore_index=True).drop_duplicates()
+    return links.astype({"depth": "int64", "K": "int64", "link": "int64", "lr": float})
 
 
 def _underflow(suite: Suite) -> pd.DataFrame:

@@ -31,10 +31,10 @@ def headlines(folder: Path, commits: list[str]) -> dict[str, str]:
         RecordError: it has none of them.
     """
     makers = {"acceptance_strict": headline, "time_to_baseline": leap_headline}
-    found = {name: make(folder, commits) for name, make in makers.items() if (folder / f"{name}.csv").is_file()}
-    if not found:
+    texts = {name: make(folder, commits) for name, make in makers.items() if (folder / f"{name}.csv").is_file()}
+    if not texts:
         raise RecordError(f"{folder}: no {' and no '.join(f'{name}.csv' for name in makers)}; make the tables first")
-    return found
+    return texts
 
 
 def headline(folder: Path, commits: list[str]) -> str:
@@ -51,7 +51,7 @@ def headline(folder: Path, commits: list[str]) -> str:
     seeds = int(first["n_seeds"])
     across = [f"K = {K}" for K in HORIZONS]
     lines = [
-        f"Runs of {_pinned(commits)}: {first['model']} on {first['dataset']}, {first['optimizer']} "
+        f"Runs of {_commit_names(commits)}: {first['model']} on {first['dataset']}, {first['optimizer']} "
         f"lr {first['lr']:g}, {seeds} seeds, mean and 95 % bootstrap interval over seeds; every checkpoint, all "
         "regimes, protocol `exact`.",
         "",
@@ -59,11 +59,11 @@ def headline(folder: Path, commits: list[str]) -> str:
         _row([":--", *["--:"] * 6]),
     ]
     for name in exact["predictor"].drop_duplicates():
-        own = exact[exact["predictor"] == name].set_index("K")
+        group = exact[exact["predictor"] == name].set_index("K")
         cells = [
-            f"{r['mean']:.0f} [{r['ci_low']:.0f}, {r['ci_high']:.0f}]" for _, r in own.loc[list(HORIZONS)].iterrows()
+            f"{r['mean']:.0f} [{r['ci_low']:.0f}, {r['ci_high']:.0f}]" for _, r in group.loc[list(HORIZONS)].iterrows()
         ]
-        lines.append(_row([f"`{name}`", *cells, *(f"{own.loc[K, 'distance_ratio']:.2f}" for K in HORIZONS)]))
+        lines.append(_row([f"`{name}`", *cells, *(f"{group.loc[K, 'distance_ratio']:.2f}" for K in HORIZONS)]))
     lines += [
         "",
         "*Better than staying*: the candidate's held-out loss is below the current one (rule `strict`). *Distance*: "
@@ -77,13 +77,13 @@ def headline(folder: Path, commits: list[str]) -> str:
     ]
     rows = momentum[(momentum["regime"] == "all") & (momentum["predictor"] == "momentum")]
     for protocol in rows["protocol"].drop_duplicates():
-        own = rows[rows["protocol"] == protocol].set_index("K")
-        cells = [_ratio(value) for value in own.loc[list(HORIZONS), "ratio_of_means"]]
-        lines.append(_row([f"`{protocol}`", *cells, f"{own.loc[HORIZONS[0], 'underflow_pct']:.0f}"]))
+        group = rows[rows["protocol"] == protocol].set_index("K")
+        cells = [_ratio(value) for value in group.loc[list(HORIZONS), "ratio_of_means"]]
+        lines.append(_row([f"`{protocol}`", *cells, f"{group.loc[HORIZONS[0], 'underflow_pct']:.0f}"]))
     cited = momentum.dropna(subset=["published_ratio"]).drop_duplicates("K").set_index("K")
-    who = cited["published_source"].iloc[0]
+    source = cited["published_source"].iloc[0]
     cells = [_ratio(value) for value in cited.loc[list(HORIZONS), "published_ratio"]]
-    lines.append(_row([f"published, {cited['published_model'].iloc[0]} ({who})", *cells, ""]))
+    lines.append(_row([f"published, {cited['published_model'].iloc[0]} ({source})", *cells, ""]))
     return "\n".join(lines)
 
 
@@ -96,26 +96,28 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
     """
     frame = pd.read_csv(folder / "time_to_baseline.csv", keep_default_na=False, na_values=[""])
     lines = [
-        f"Runs of {_pinned(commits)}. Charged time until a run first reaches the best validation loss of its baseline, "
-        f"over the baseline's own time to it: mean and 95 % bootstrap interval over {frame['n_seeds'].max()} paired "
-        "seeds; below 1 is faster, overhead included.",
+        f"Runs of {_commit_names(commits)}. Charged time until a run first reaches the best validation loss of its "
+        "baseline, over the baseline's own time to it: mean and 95 % bootstrap interval over "
+        f"{frame['n_seeds'].max()} paired seeds; below 1 is faster, overhead included.",
         "",
         _row(["workload", "tuned baseline, against the published setting", "PDT, against the published setting",
               "PDT, against the tuned baseline", "faster than the tuned baseline", "reach its loss"]),
         _row([":--", *["--:"] * 5]),
     ]  # fmt: skip
     ours = frame[frame["definition"] == "ours"]
-    for _, own in ours.groupby(WORKLOAD, sort=False):
-        tuned, published = (own[own["reference"] == reference].set_index("row") for reference in ("tuned", "published"))
+    for _, group in ours.groupby(WORKLOAD, sort=False):
+        tuned, published = (
+            group[group["reference"] == reference].set_index("row") for reference in ("tuned", "published")
+        )
         others = tuned[tuned["kind"] != "baseline"]
         others = others[others["n_seeds"] > 0]
-        pdt = next(iter(own.loc[as_published(own), "row"]), None)
+        pdt = next(iter(group.loc[as_published(group), "row"]), None)
         faster = int((others["charged_steps_ratio_ci_high"] < 1).sum())
         reached = int((others["reached"] == others["n_seeds"]).sum())
         lines.append(
             _row(
                 [
-                    f"{own['model'].iloc[0]}, {own['dataset'].iloc[0]}",
+                    f"{group['model'].iloc[0]}, {group['dataset'].iloc[0]}",
                     _ratio_of(published, next(iter(tuned["reference_row"].dropna()), None)), _ratio_of(published, pdt),
                     _ratio_of(tuned, pdt), f"{faster} of {len(others)}", f"{reached} of {len(others)}",
                 ]
@@ -134,7 +136,7 @@ def _ratio_of(table: pd.DataFrame, row: str | None) -> str:
     return ratio(table.loc[row].to_dict() if row in table.index else None, "charged_steps")
 
 
-def _pinned(commits: list[str]) -> str:
+def _commit_names(commits: list[str]) -> str:
     names = sorted({commit[:12] for commit in commits})
     return f"commit{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)}"
 
@@ -145,12 +147,12 @@ def into_readme(readme: Path, table: str, text: str) -> None:
     Raises:
         RecordError: the marks are missing.
     """
-    old = readme.read_text(encoding="utf-8")
+    content = readme.read_text(encoding="utf-8")
     start, end = MARKS[table]
-    between = re.compile(rf"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if not between.search(old):
+    pattern = re.compile(rf"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(content):
         raise RecordError(f"{readme}: no place for {table}; put the lines {start} and {end} where it belongs")
-    readme.write_text(between.sub(lambda _: f"{start}\n{text}\n{end}", old), encoding="utf-8")
+    readme.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{end}", content), encoding="utf-8")
 
 
 def _row(cells: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a leap costs, and whether it holds: overhead per lap, and the loss in the steps after an adoption."""
+"""What a leap costs, and whether its gain lasts: overhead per lap, and the loss in the steps after an adoption."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def leap_overhead(leaps: Leaps) -> Table:
     means = laps.groupby(ROW, sort=False)[["charged_s", *shares]].mean().reset_index()
     total = summarised(laps, ROW, "overhead_pct")
     runs = leaps.runs[["run_id", *ROW]].merge(per_run(leaps)[["run_id", "leaps_proposed"]], on="run_id")
-    proposed = runs.groupby(ROW, sort=False)["leaps_proposed"].mean().reset_index()
+    proposal_counts = runs.groupby(ROW, sort=False)["leaps_proposed"].mean().reset_index()
     frame = leaps.rows[[*ROW, "kind", "interval", "diverged"]].merge(total, on=ROW, how="left")
-    frame = frame.merge(means, on=ROW, how="left").merge(proposed, on=ROW, how="left")
+    frame = frame.merge(means, on=ROW, how="left").merge(proposal_counts, on=ROW, how="left")
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
         "Charged time that is not training, percent of all charged time of a run (evaluation is not charged); mean "
@@ -63,10 +63,10 @@ def after_leap(leaps: Leaps) -> Table:
     means = by_seed.groupby(key, sort=False).agg(
         n_leaps=("n_leaps", "sum"), loss_nats=("loss_nats", "mean"), baseline_loss_nats=("baseline_loss_nats", "mean")
     )
-    told = summarised(by_seed, key, "excess_nats")
+    summary = summarised(by_seed, key, "excess_nats")
     rows = leaps.rows.loc[leaps.rows["kind"] != "baseline", [*ROW, "kind", "predictor", "rule", "schedule"]]
-    asked = rows.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
-    frame = asked.merge(told, on=key, how="left").merge(means.reset_index(), on=key, how="left")
+    grid = rows.merge(pd.DataFrame({"after": sorted(_steps_after(leaps))}, dtype="int64"), how="cross")
+    frame = grid.merge(summary, on=key, how="left").merge(means.reset_index(), on=key, how="left")
     frame[["n_seeds", "n_leaps"]] = frame[["n_seeds", "n_leaps"]].fillna(0).astype(int)
     header = (
         "Validation loss in nats at the step of a leap (after it) and so many steps later, minus that of the tuned "
@@ -95,7 +95,7 @@ def _after_body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
     return pd.DataFrame(body)
 
 
-def _followed(leaps: Leaps) -> set[int]:
+def _steps_after(leaps: Leaps) -> set[int]:
     """0 and the steps after a leap at which some run evaluates."""
     configs = (leaps.suite.configs[name] for name in leaps.runs["run_id"])
     return {0}.union(*(science["leap"]["follow"] for science in configs if science.get("leap")))
@@ -110,33 +110,33 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
     """
     runs = leaps.runs[leaps.runs["status"] == Status.completed]
     columns = ["run_id", "seed", *ROW, "steps", "after", "loss_nats", "baseline_loss_nats", "excess_nats"]
-    found = leaps.suite.records[LEAPS]
-    found = found[found["adopted"].astype(bool)].drop_duplicates(["run_id", "step"])[["run_id", "step"]]
-    found = found.rename(columns={"step": "steps"}).merge(runs[["run_id", "seed", *ROW]], on="run_id")
-    found = found.merge(_baselines(leaps), on="run_id")
-    found = found.merge(pd.DataFrame({"after": sorted(_followed(leaps))}, dtype="int64"), how="cross")
-    found["seen"] = found["steps"] + found["after"]
+    adoptions = leaps.suite.records[LEAPS]
+    adoptions = adoptions[adoptions["adopted"].astype(bool)].drop_duplicates(["run_id", "step"])[["run_id", "step"]]
+    adoptions = adoptions.rename(columns={"step": "steps"}).merge(runs[["run_id", "seed", *ROW]], on="run_id")
+    adoptions = adoptions.merge(_baselines(leaps), on="run_id")
+    adoptions = adoptions.merge(pd.DataFrame({"after": sorted(_steps_after(leaps))}, dtype="int64"), how="cross")
+    adoptions["evaluated_at"] = adoptions["steps"] + adoptions["after"]
     validation = leaps.curves.loc[
         leaps.curves["split"] == VALIDATION, ["run_id", "steps", "loss_nats", "charged_steps"]
     ]
-    found = found.merge(validation.rename(columns={"steps": "seen"}), on=["run_id", "seen"])
-    if found.empty:
+    adoptions = adoptions.merge(validation.rename(columns={"steps": "evaluated_at"}), on=["run_id", "evaluated_at"])
+    if adoptions.empty:
         return pd.DataFrame(columns=columns).astype({"after": int, "excess_nats": float, "loss_nats": float})
-    curve = {name: (own["charged_steps"], own["loss_nats"]) for name, own in validation.groupby("run_id")}
+    curve = {name: (group["charged_steps"], group["loss_nats"]) for name, group in validation.groupby("run_id")}
     parts = []
-    for name, own in found.groupby("baseline_run_id"):
+    for name, group in adoptions.groupby("baseline_run_id"):
         x, y = curve[name]
-        parts.append(own.assign(baseline_loss_nats=np.interp(own["charged_steps"], x, y, left=np.nan)))
-    found = pd.concat(parts).dropna(subset="baseline_loss_nats")
-    found["excess_nats"] = found["loss_nats"] - found["baseline_loss_nats"]
-    return found.sort_values(["run_id", "steps", "after"])[columns].reset_index(drop=True)
+        parts.append(group.assign(baseline_loss_nats=np.interp(group["charged_steps"], x, y, left=np.nan)))
+    adoptions = pd.concat(parts).dropna(subset="baseline_loss_nats")
+    adoptions["excess_nats"] = adoptions["loss_nats"] - adoptions["baseline_loss_nats"]
+    return adoptions.sort_values(["run_id", "steps", "after"])[columns].reset_index(drop=True)
 
 
 def _baselines(leaps: Leaps) -> pd.DataFrame:
-    """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; of several the first."""
-    done = leaps.runs[leaps.runs["status"] == Status.completed]
-    plain = done[(done["kind"] == "baseline") & (done["lr_from"] == "tuned")]
-    alike = [*WORKLOAD, "optimizer", "schedule", "seed"]
-    plain = plain.drop_duplicates(alike)[[*alike, "run_id"]].rename(columns={"run_id": "baseline_run_id"})
-    pairs = done.merge(plain, on=alike)
+    """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; the first of several."""
+    completed = leaps.runs[leaps.runs["status"] == Status.completed]
+    baselines = completed[(completed["kind"] == "baseline") & (completed["lr_from"] == "tuned")]
+    key = [*WORKLOAD, "optimizer", "schedule", "seed"]
+    baselines = baselines.drop_duplicates(key)[[*key, "run_id"]].rename(columns={"run_id": "baseline_run_id"})
+    pairs = completed.merge(baselines, on=key)
     return pairs.loc[pairs["kind"] != "baseline", ["run_id", "baseline_run_id"]]

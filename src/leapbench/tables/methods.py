@@ -36,15 +36,15 @@ def methods(suite: Suite) -> pd.DataFrame:
 
     Returns:
         run_id, seed, status, the columns of SCIENCE, and `identity`, equal for the runs that differ in their seed only.
-        `row` names them: predictor and rule, and whatever else tells them from the other rows of the workload.
+        `row` names them: predictor and rule, and what else distinguishes them from the other rows of the workload.
     """
     runs = suite.runs[(suite.runs["mode"] == "leap") & suite.runs["run_id"].isin(list(suite.configs))]
     columns = ["run_id", "seed", "status", *SCIENCE]
     if runs.empty:
         return pd.DataFrame(columns=[*columns, "identity"])
-    found = pd.DataFrame([_facts(suite.configs[name]) for name in runs["run_id"]], index=runs.index)
+    facts = pd.DataFrame([_facts(suite.configs[name]) for name in runs["run_id"]], index=runs.index)
     table = runs[["run_id", "seed", "status", "model", "dataset", "optimizer", "schedule", "lr", "interval"]].join(
-        found
+        facts
     )
     table["total_steps"] = runs["steps"].astype("int64")
     table["K"] = table["K"].astype("Int64")
@@ -72,7 +72,7 @@ def _facts(science: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_control(spec: Mapping[str, Any]) -> bool:
-    """Whether the predictor of a specification says that it is a control; one that is not here to be asked is none."""
+    """Whether the predictor of a specification says that it is a control; one that cannot be imported is none."""
     try:
         return bool(getattr(target_of(spec, "predictor"), "control", False))
     except ConfigError:
@@ -80,31 +80,31 @@ def is_control(spec: Mapping[str, Any]) -> bool:
 
 
 def _labels(table: pd.DataFrame, flat: dict[str, dict[str, str]]) -> pd.Series:
-    """`linear strict`, `none cosine tuned`, and as many `key=value` words more as it takes to tell the rows apart."""
+    """`linear strict`, `none cosine tuned`, and as many `key=value` words as are needed to tell the rows apart."""
     labels = (table["predictor"] + " " + table["rule"]).str.strip()
-    own = [*WORKLOAD, "predictor", "rule"]
+    method_key = [*WORKLOAD, "predictor", "rule"]
     for column in NAMED:
-        several = table.groupby(own, dropna=False)[column].transform("nunique") > 1
+        ambiguous = table.groupby(method_key, dropna=False)[column].transform("nunique") > 1
         if column != "K":
-            several |= table["kind"] == "baseline"
+            ambiguous |= table["kind"] == "baseline"
         word = table[column].astype(str)
-        labels = labels.where(~several, labels + (" K=" if column == "K" else " ") + word)
+        labels = labels.where(~ambiguous, labels + (" K=" if column == "K" else " ") + word)
     for _, group in table.groupby([*WORKLOAD, labels.rename("label")], sort=False):
         if group["identity"].nunique() == 1:
             continue
         words: dict[Any, list[str]] = {index: [] for index in group.index}
         by_run = dict(zip(group["run_id"], group.index, strict=True))
-        apart = differing({name: flat[name] for name in group["run_id"]})
-        rate = apart.pop("optimizer.lr", {})
-        for key, values in apart.items():
+        differences = differing({name: flat[name] for name in group["run_id"]})
+        rate = differences.pop("optimizer.lr", {})
+        for key, values in differences.items():
             for name, value in values.items():
                 words[by_run[name]].append(f"{key.rpartition('.')[2]}={value}")
-        label = pd.Series({index: " ".join([labels[index], *found]) for index, found in words.items()})
+        label = pd.Series({index: " ".join([labels[index], *parts]) for index, parts in words.items()})
         if group.groupby(label)["identity"].nunique().max() > 1 and rate:
             label += [f" lr={float(rate[name]):g}" for name in group["run_id"]]
-        # Configs of different ages may differ in keys that only one of them has.
-        age = group.groupby(label)["identity"].rank("dense").astype(int)
-        labels[group.index] = label.where(age == 1, label + " (" + age.astype(str) + ")")
+        # Configs of different versions may differ in keys that only one of them has.
+        rank = group.groupby(label)["identity"].rank("dense").astype(int)
+        labels[group.index] = label.where(rank == 1, label + " (" + rank.astype(str) + ")")
     return labels
 
 
@@ -125,8 +125,8 @@ class References:
     """What each workload is compared with.
 
     Attributes:
-        frame: WORKLOAD, reference, row, its mean best verification loss, nats, and for_schedule: whom it is for, ""
-            for everybody. Reference `tuned` is the best tuned baseline over all schedules, `schedule` the tuned
+        frame: WORKLOAD, reference, row, its mean best verification loss, nats, and for_schedule: the schedule it
+            is for, "" for all. Reference `tuned` is the best tuned baseline over all schedules, `schedule` the tuned
             baseline with the method's own, `published` the one at the published setting.
         remarks: workload -> lines that say which row was chosen and why, or that there is none.
         problems: one line per workload whose tuned baseline diverged.
@@ -138,7 +138,7 @@ class References:
 
 
 def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> References:
-    """Choose the baselines of every workload. Validation plays no part.
+    """Choose the baselines of every workload. The validation split is not used.
 
     tuned: of the rows without a predictor, lr_from=tuned, that have the most completed seeds and no diverged one, the
     one with the lowest mean over seeds of the best verification loss. published: the row with lr_from=published, on a
@@ -149,42 +149,44 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
         runs: of :func:`methods`.
         verification: run_id -> lowest verification loss of the run, nats.
     """
-    found = References(pd.DataFrame(columns=[*WORKLOAD, "reference", "row", "best_verification_nats", "for_schedule"]))
+    result = References(pd.DataFrame(columns=[*WORKLOAD, "reference", "row", "best_verification_nats", "for_schedule"]))
     rows = []
     for workload, group in runs.groupby(WORKLOAD, sort=False):
         key = tuple(workload)
-        lines = found.remarks.setdefault(key, [])
+        lines = result.remarks.setdefault(key, [])
         name = workload_name(dict(zip(WORKLOAD, key, strict=True)))
-        plain = group[group["kind"] == "baseline"]
-        tuned = _standing(plain[plain["lr_from"] == "tuned"], verification)
-        able = tuned[(tuned["diverged"] == 0) & tuned["best"].notna()]
-        able = able[able["seeds"] == able["seeds"].max()].sort_values("best", kind="stable")
-        if len(able):
-            first = able.iloc[0]
+        baselines = group[group["kind"] == "baseline"]
+        tuned = _baseline_scores(baselines[baselines["lr_from"] == "tuned"], verification)
+        valid = tuned[(tuned["diverged"] == 0) & tuned["best"].notna()]
+        valid = valid[valid["seeds"] == valid["seeds"].max()].sort_values("best", kind="stable")
+        if len(valid):
+            first = valid.iloc[0]
             rows.append([*key, "tuned", first["row"], first["best"], ""])
-            rows += [[*key, "schedule", *each] for each in able[["row", "best", "schedule"]].itertuples(index=False)]
-            others = ", ".join(f"`{row}` {best:.4g}" for row, best in zip(able["row"], able["best"], strict=True))
+            rows += [[*key, "schedule", *item] for item in valid[["row", "best", "schedule"]].itertuples(index=False)]
+            others = ", ".join(f"`{row}` {best:.4g}" for row, best in zip(valid["row"], valid["best"], strict=True))
             lines.append(
                 f"Tuned baseline: `{first['row']}`, lr {first['lr']:g}: of the tuned runs without a predictor the one "
                 f"with the lowest mean best loss on the verification split ({others} nats, {first['seeds']} "
                 f"{'seed' if first['seeds'] == 1 else 'seeds'})."
             )
         elif (tuned["diverged"] > 0).any():
-            ids = ", ".join(plain.loc[(plain["lr_from"] == "tuned") & (plain["status"] == Status.diverged), "run_id"])
+            ids = ", ".join(
+                baselines.loc[(baselines["lr_from"] == "tuned") & (baselines["status"] == Status.diverged), "run_id"]
+            )
             problem = (
                 f"{name}: the tuned baseline diverged ({ids}), so there is no target; tune with a wider grid "
                 "(scripts/tune.py) and run it again"
             )
-            found.problems.append(f"{suite.folder}: {problem}")
+            result.problems.append(f"{suite.folder}: {problem}")
             lines.append(f"No tuned baseline: {problem}.")
         else:
             command = _command(suite, group, "schedule=constant,cosine,wsd optimizer.lr=tuned")
             lines.append(f"No tuned baseline: {name} has not been run to its end without a predictor; {command}.")
-        published = _standing(plain[plain["lr_from"] == "published"], verification)
+        published = _baseline_scores(baselines[baselines["lr_from"] == "published"], verification)
         published = published.sort_values("schedule", key=lambda names: ~names.isin(PUBLISHED_SCHEDULES), kind="stable")
-        able = published[published["best"].notna()]
-        if len(able):
-            first = able.iloc[0]
+        valid = published[published["best"].notna()]
+        if len(valid):
+            first = valid.iloc[0]
             rows.append([*key, "published", first["row"], first["best"], ""])
             lines.append(f"Published-style baseline: `{first['row']}`, lr {first['lr']:g}, {first['seeds']} seeds.")
         elif len(published):
@@ -193,30 +195,30 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
             command = _command(suite, group, "optimizer.lr=PUBLISHED optimizer.lr_from=published")
             lines.append(f"No published-style baseline: no run without a predictor has lr_from=published; {command}.")
     if rows:
-        found.frame = pd.DataFrame(rows, columns=list(found.frame))
-    return found
+        result.frame = pd.DataFrame(rows, columns=list(result.frame))
+    return result
 
 
-def _standing(plain: pd.DataFrame, verification: pd.Series) -> pd.DataFrame:
+def _baseline_scores(baselines: pd.DataFrame, verification: pd.Series) -> pd.DataFrame:
     """Per row: completed seeds, diverged seeds, mean best verification loss of the completed ones."""
-    completed = plain["status"] == Status.completed
-    scored = plain.assign(
-        seeds=completed.astype(int), diverged=(plain["status"] == Status.diverged).astype(int),
-        best=plain["run_id"].map(verification).astype(float).where(completed),
+    completed = baselines["status"] == Status.completed
+    scored = baselines.assign(
+        seeds=completed.astype(int), diverged=(baselines["status"] == Status.diverged).astype(int),
+        best=baselines["run_id"].map(verification).astype(float).where(completed),
     )  # fmt: skip
     return scored.groupby(["row", "schedule", "lr"], sort=False).agg(
         seeds=("seeds", "sum"), diverged=("diverged", "sum"), best=("best", "mean")
     ).reset_index()  # fmt: skip
 
 
-def _command(suite: Suite, group: pd.DataFrame, how: str) -> str:
-    """What runs the baseline of the workload that `group` belongs to."""
+def _command(suite: Suite, group: pd.DataFrame, overrides: str) -> str:
+    """The command that runs the baseline of the workload that `group` belongs to."""
     first = group.iloc[0]
     science = suite.configs[first["run_id"]]
     seeds = ",".join(str(seed) for seed in sorted(group["seed"].unique()))
     command = (
         f"python train.py -m suite={suite.name} mode=leap predictor=none model={first['model']} "
-        f"dataset={first['dataset']} optimizer={first['optimizer']} {how} train.steps={first['total_steps']} "
+        f"dataset={first['dataset']} optimizer={first['optimizer']} {overrides} train.steps={first['total_steps']} "
         f"train.interval={science['train']['interval']} train.batch_size={first['batch_size']} "
         f"eval.every={first['eval_every']} seed={seeds}"
     )

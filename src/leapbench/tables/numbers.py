@@ -1,4 +1,4 @@
-"""Numbers as a reader wants to see them."""
+"""Numbers formatted for a reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = Mapping[Hashable, Any]
 
 
 def number(value: object, percent: bool = False) -> str:
-    """A number rounded to what a reader can use; empty for a missing one."""
+    """A number rounded for a reader; empty for a missing one."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, bool | str):

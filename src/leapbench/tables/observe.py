@@ -32,7 +32,7 @@ def regime_distribution(suite: Suite, published: Published) -> Table:
     taus = suite.regimes.groupby([*TRAINING, "protocol"])[["tau_low", "tau_high"]].mean().reset_index()
     total = suite.regimes.groupby([*TRAINING, "protocol"]).size().rename("n_checkpoints").reset_index()
     frame = stats.summarise(counts, key, "checkpoints").merge(total, on=key[:-1]).merge(taus, on=key[:-1])
-    frame = _asked(suite).merge(frame, on=key, how="left")
+    frame = _configured_regimes(suite).merge(frame, on=key, how="left")
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     frame["n_checkpoints"] = frame["n_checkpoints"].astype("Int64")
     frame["share_pct"] = 100 * frame["mean"] * frame["n_seeds"] / frame["n_checkpoints"]
@@ -40,20 +40,20 @@ def regime_distribution(suite: Suite, published: Published) -> Table:
     frame = with_published(frame, published.regimes, ["regime"], names)
     frame = in_order(frame, [*TRAINING, "protocol", "regime"])
     frame = frame[[*key, *NUMBERS, "n_checkpoints", "share_pct", "tau_low", "tau_high", *PUBLISHED]]
-    shown = ["protocol", "regime", "mean", "std", "ci_low", "ci_high", "n_seeds", "n_checkpoints", "share_pct"]
+    columns = ["protocol", "regime", "mean", "std", "ci_low", "ci_high", "n_seeds", "n_checkpoints", "share_pct"]
     return Table(
         "regime_distribution", "Regime distribution", frame,
         f"Checkpoints per run in each regime; {seeds_counted(suite)}; {stats.INTERVAL}.",
-        f"{len(frame)} rows", sections=TRAINING, show=[*shown, "published_mean", "published_std", "published_model"],
+        f"{len(frame)} rows", sections=TRAINING, show=[*columns, "published_mean", "published_std", "published_model"],
     )  # fmt: skip
 
 
 def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Published) -> Table:
     """Share of proposals that a rule accepts, percent, per workload, protocol, regime, K and predictor."""
     frame, per_seed = acceptance_frames(suite, scored, rule)
-    ours = published.acceptance[published.acceptance["rule"] == rule]
+    cited = published.acceptance[published.acceptance["rule"] == rule]
     names = {"mean_pct": "published_mean", "std_pct": "published_std", "n_seeds": "published_n"}
-    frame = with_published(frame, ours, ["regime", "K", "predictor"], names)
+    frame = with_published(frame, cited, ["regime", "K", "predictor"], names)
     frame = in_order(frame, [*TRAINING, "protocol", "regime", "predictor", "K"])
     key = [*TRAINING, "protocol", "regime", "K", "predictor"]
     frame = frame[[*key, *NUMBERS, "n_checkpoints", "n_proposals", *EXTRAS, *PUBLISHED]]
@@ -70,25 +70,27 @@ def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Publish
 
 def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(over seeds per cell and regime, per seed at regime `all`), both with the missing cells."""
-    asked = expected(suite)
-    found = rates(scored, rule)
-    per_seed = asked.merge(found[found["regime"] == "all"].drop(columns="regime"), on=[*CELL, "seed"], how="left")
+    expected_cells = expected(suite)
+    seed_rates = rates(scored, rule)
+    per_seed = expected_cells.merge(
+        seed_rates[seed_rates["regime"] == "all"].drop(columns="regime"), on=[*CELL, "seed"], how="left"
+    )
     undelivered = (per_seed["status"] == Status.completed) & per_seed["proposals"].isna()
     per_seed["status"] = per_seed["status"].mask(undelivered, Status.missing)
     per_seed = in_order(per_seed, [*TRAINING, "protocol", "predictor", "K", "seed"])
 
-    cells = asked[CELL].drop_duplicates().merge(pd.DataFrame({"regime": REGIMES}), how="cross")
-    numbers = stats.summarise(found, BY_REGIME, "rate")
-    totals = found.groupby(BY_REGIME, sort=False).agg(
+    cells = expected_cells[CELL].drop_duplicates().merge(pd.DataFrame({"regime": REGIMES}), how="cross")
+    numbers = stats.summarise(seed_rates, BY_REGIME, "rate")
+    totals = seed_rates.groupby(BY_REGIME, sort=False).agg(
         n_proposals=("proposals", "sum"), **{name: (name, "mean") for name in EXTRAS}
     )
     frame = cells.merge(numbers, on=BY_REGIME, how="left").merge(totals.reset_index(), on=BY_REGIME, how="left")
     frame = frame.merge(_checkpoints(suite), on=[*TRAINING, "protocol", "regime"], how="left")
-    delivered = found[CELL].drop_duplicates().assign(delivered=True)
-    here = frame[CELL].merge(delivered, on=CELL, how="left")["delivered"].notna()
+    delivered = seed_rates[CELL].drop_duplicates().assign(delivered=True)
+    has_rates = frame[CELL].merge(delivered, on=CELL, how="left")["delivered"].notna()
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     for name in ("n_proposals", "n_checkpoints"):
-        frame[name] = frame[name].mask(here & frame[name].isna(), 0).where(here).astype("Int64")
+        frame[name] = frame[name].mask(has_rates & frame[name].isna(), 0).where(has_rates).astype("Int64")
     return frame, per_seed
 
 
@@ -102,10 +104,10 @@ def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFr
         )
         part = frames[rule].merge(spread, on=BY_REGIME, how="left").assign(rule=rule)
         parts.append(part[[*key, *NUMBERS, "cov_pct", "n_checkpoints", "n_proposals"]])
-    theirs = published.cov.melt(["model", "regime", "rule", "K", "source"], ["linear_cov_pct", "quadratic_cov_pct"])
-    theirs["predictor"] = theirs["variable"].str.removesuffix("_cov_pct")
+    cited = published.cov.melt(["model", "regime", "rule", "K", "source"], ["linear_cov_pct", "quadratic_cov_pct"])
+    cited["predictor"] = cited["variable"].str.removesuffix("_cov_pct")
     frame = pd.concat(parts, ignore_index=True)
-    frame = with_published(frame, theirs, ["regime", "rule", "K", "predictor"], {"value": "published_cov_pct"})
+    frame = with_published(frame, cited, ["regime", "rule", "K", "predictor"], {"value": "published_cov_pct"})
     frame = in_order(frame, [*TRAINING, "protocol", "rule", "regime", "predictor", "K"])
     header = (
         f"100 std / mean of the acceptance rate over seeds, percent; empty where the mean is 0 or fewer than "
@@ -126,8 +128,8 @@ def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
     for name in names:
         part = long.loc[long["protocol"] == name, [*key, *NUMBERS, "n_checkpoints", "n_proposals"]]
         wide = wide.merge(part.rename(columns={c: f"{name}_{c}" for c in part.columns.drop(key)}), on=key, how="left")
-    kept = long[[*key, *PUBLISHED]].drop_duplicates(key)
-    frame = in_order(wide.merge(kept, on=key, how="left"), [*TRAINING, "rule", "regime", "predictor", "K"])
+    cited = long[[*key, *PUBLISHED]].drop_duplicates(key)
+    frame = in_order(wide.merge(cited, on=key, how="left"), [*TRAINING, "rule", "regime", "predictor", "K"])
     header = (
         f"Accepted proposals, percent, mean ± std [interval] over seeds, for each protocol, on the same trajectories "
         f"where the suite ran them together; {seeds_counted(suite)}; {stats.INTERVAL}."
@@ -139,7 +141,7 @@ def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
     )  # fmt: skip
 
 
-def _asked(suite: Suite) -> pd.DataFrame:
+def _configured_regimes(suite: Suite) -> pd.DataFrame:
     """Every workload, protocol and regime of the suite's configs, once."""
     runs = suite.runs.set_index("run_id")
     rows = [
@@ -155,5 +157,5 @@ def _checkpoints(suite: Suite) -> pd.DataFrame:
     """Checkpoints of completed runs by workload, protocol and regime, `all` included."""
     key = [*TRAINING, "protocol", "regime"]
     rows = suite.regimes[key]
-    both = pd.concat([rows, rows.assign(regime="all")], ignore_index=True)
-    return both.groupby(key).size().rename("n_checkpoints").reset_index()
+    extended = pd.concat([rows, rows.assign(regime="all")], ignore_index=True)
+    return extended.groupby(key).size().rename("n_checkpoints").reset_index()

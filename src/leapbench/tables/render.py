@@ -60,7 +60,7 @@ def console(table: Table, compact: bool) -> str:
 
 def sections(table: Table, brief: bool = False) -> Bodies:
     """(name, body of strings) for each section; brief leaves the intervals out."""
-    found = []
+    bodies = []
     for values, part in table.frame.groupby(table.sections, sort=False, dropna=False):
         name = section_name(dict(zip(table.sections, values, strict=True)))
         if table.body is not None:
@@ -71,8 +71,8 @@ def sections(table: Table, brief: bool = False) -> Bodies:
             body = _side_by_side(table, part, brief)
         else:
             body = _plain(table, part)
-        found.append((name, body))
-    return found
+        bodies.append((name, body))
+    return bodies
 
 
 def section_name(key: dict[str, object]) -> str:
@@ -101,19 +101,19 @@ def _pivot(table: Table, cells: list[dict[Hashable, Any]], brief: bool) -> pd.Da
     body = []
     for _, group in groupby(cells, key=lambda cell: [cell[name] for name in table.rows]):
         row = list(group)
-        named = {name: row[0][name] for name in table.rows}
+        labels = {name: row[0][name] for name in table.rows}
         counts = {"seeds": _span(row, "n_seeds")}
         if "cov_pct" in row[0]:
-            shown = {_across(table, cell): _variation(cell) for cell in row}
+            texts = {_across(table, cell): _variation(cell) for cell in row}
         else:
             counts["proposals"] = _span(row, "n_proposals")
-            shown = {_across(table, cell): estimate(cell, percent=table.percent, brief=brief) for cell in row}
-        body.append({**named, **counts, **shown})
+            texts = {_across(table, cell): estimate(cell, percent=table.percent, brief=brief) for cell in row}
+        body.append({**labels, **counts, **texts})
         cited = [cell for cell in row if isinstance(cell["published_source"], str)]
         if cited:
-            named["predictor"] = f"{named['predictor']}, published {cited[0]['published_model']}"
+            labels["predictor"] = f"{labels['predictor']}, published {cited[0]['published_model']}"
             counts = {"seeds": _span(cited, "published_n")} if "published_n" in cited[0] else {}
-            body.append({**named, **counts, **{_across(table, cell): _cited(cell) for cell in cited}})
+            body.append({**labels, **counts, **{_across(table, cell): _cited(cell) for cell in cited}})
     return pd.DataFrame(body).fillna("")
 
 
@@ -131,9 +131,9 @@ def _side_by_side(table: Table, part: pd.DataFrame, brief: bool) -> pd.DataFrame
     cells = part.to_dict("records")
     body = part[["regime", "predictor", "K"]].astype({"K": str})
     for name in names:
-        asked = [not pd.isna(cell[f"{name}_n_seeds"]) for cell in cells]
+        requested = [not pd.isna(cell[f"{name}_n_seeds"]) for cell in cells]
         texts = [estimate(cell, f"{name}_", table.percent, brief) for cell in cells]
-        body[name] = [text if wanted else "" for text, wanted in zip(texts, asked, strict=True)]
+        body[name] = [text if is_requested else "" for text, is_requested in zip(texts, requested, strict=True)]
     models = part["published_model"].dropna().unique()
     if len(models):
         body[f"published {models[0]}"] = [_cited(cell) for cell in cells]
@@ -141,12 +141,12 @@ def _side_by_side(table: Table, part: pd.DataFrame, brief: bool) -> pd.DataFrame
 
 
 def _plain(table: Table, part: pd.DataFrame) -> pd.DataFrame:
-    shown = [column for column in table.show if not (column.startswith("published") and part[column].isna().all())]
+    columns = [column for column in table.show if not (column.startswith("published") and part[column].isna().all())]
     body = pd.DataFrame(
-        {column: [number(value, column.endswith("_pct")) for value in part[column]] for column in shown},
+        {column: [number(value, column.endswith("_pct")) for value in part[column]] for column in columns},
         index=part.index,
     )
-    first = next((column for column in shown if column in ("mean", "predicted_loss_nats")), None)
+    first = next((column for column in columns if column in ("mean", "predicted_loss_nats")), None)
     if first:
         body.loc[part["n_checkpoints"].isna().to_numpy(), first] = MISSING
     return body
@@ -160,8 +160,8 @@ def _cited(cell: Cell) -> str:
 
 
 def _span(cells: list[dict[Hashable, Any]], count: str) -> str:
-    known = [int(cell[count]) for cell in cells if not pd.isna(cell[count])] or [0]
-    return str(known[0]) if min(known) == max(known) else f"{min(known)}-{max(known)}"
+    counts = [int(cell[count]) for cell in cells if not pd.isna(cell[count])] or [0]
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)}-{max(counts)}"
 
 
 def _tex(text: str) -> str:

@@ -18,13 +18,13 @@ Floats = NDArray[np.float64]
 
 def mean(values: ArrayLike) -> float:
     """Mean of the values that are not NaN; NaN where there is none."""
-    kept = _kept(values)
+    kept = _without_nan(values)
     return float(kept.mean()) if kept.size else float("nan")
 
 
 def std(values: ArrayLike) -> float:
     """Sample standard deviation (n - 1 in the denominator), NaN left out; NaN for fewer than two values."""
-    kept = _kept(values)
+    kept = _without_nan(values)
     return float(kept.std(ddof=1)) if kept.size > 1 else float("nan")
 
 
@@ -52,14 +52,14 @@ def intervals(values: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> t
     low, high = np.full((2, len(rows)), np.nan)
     if rows.shape[1] < 2:
         return low, high
-    flat = rows[:, 0] == rows[:, -1]
-    low[flat] = high[flat] = rows[flat, 0]
-    distinct, where = np.unique(rows[~flat], axis=0, return_inverse=True)
+    constant = rows[:, 0] == rows[:, -1]
+    low[constant] = high[constant] = rows[constant, 0]
+    distinct, inverse = np.unique(rows[~constant], axis=0, return_inverse=True)
     if len(distinct):
         chunk = max(1, 4_000_000 // (resamples * rows.shape[1]))
         parts = [_bootstrap(distinct[i : i + chunk], resamples, seed) for i in range(0, len(distinct), chunk)]
-        bounds = np.concatenate(parts, axis=1)[:, where.reshape(-1)]
-        low[~flat], high[~flat] = bounds
+        bounds = np.concatenate(parts, axis=1)[:, inverse.reshape(-1)]
+        low[~constant], high[~constant] = bounds
     return low, high
 
 
@@ -94,14 +94,14 @@ def thresholds(similarity: ArrayLike, high: float = 70, low: float = 30) -> tupl
     Raises:
         ValueError: no similarity is left.
     """
-    kept = _kept(similarity)
+    kept = _without_nan(similarity)
     if not kept.size:
         raise ValueError("no similarity was recorded")
     top, bottom = np.percentile(kept, [high, low])
     return float(top), float(bottom)
 
 
-def _kept(values: ArrayLike) -> Floats:
+def _without_nan(values: ArrayLike) -> Floats:
     array = np.asarray(values, dtype=float).reshape(-1)
     return array[~np.isnan(array)]
 
@@ -118,6 +118,6 @@ def _bootstrap(rows: Floats, resamples: int, seed: int) -> Floats:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = bounds("BCa")
-        undefined = np.isnan(found).any(axis=0)
-        return np.where(undefined, bounds("percentile"), found) if undefined.any() else found
+        limits = bounds("BCa")
+        undefined = np.isnan(limits).any(axis=0)
+        return np.where(undefined, bounds("percentile"), limits) if undefined.any() else limits

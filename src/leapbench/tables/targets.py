@@ -23,7 +23,7 @@ from leapbench.tables.methods import ROW, WORKLOAD
 DEFINITIONS = ("ours", "pdt_loss", "pdt_loss_total", "pdt_accuracy")
 QUANTITIES = ("steps", "charged_s", "charged_steps")
 # definition -> split, column, sign: sign * value falls where the run gets better.
-_WATCHED = {
+_CRITERIA = {
     "ours": (VALIDATION, "loss_nats", 1),
     "pdt_loss": (TRAIN, "loss_nats", 1),
     "pdt_loss_total": (TRAIN, "loss_nats", 1),
@@ -36,7 +36,7 @@ CELLS = [
 
 
 def curves(suite: Suite, runs: pd.DataFrame) -> pd.DataFrame:
-    """The evaluations of `runs` by step, each run's in order.
+    """The evaluations of `runs`, sorted by run and step.
 
     Args:
         runs: run_id, eval_every.
@@ -44,8 +44,8 @@ def curves(suite: Suite, runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         run_id, split, steps (gradient steps paid), loss_nats, accuracy, charged_s (all laps but evaluation),
         charged_steps (charged_s in units of the run's own mean training step up to there: steps, if nothing but
-        training were charged, on whatever machine), the laps, and regular: whether the row belongs to the grid that
-        all runs share, so not the extra looks at validation that follow a leap.
+        training were charged, on any machine), the laps, and regular: whether the row belongs to the grid that
+        all runs share, so not the extra evaluations of validation after a leap.
     """
     laps = [f"{lap}_s" for lap in CHARGED]
     columns = ["run_id", "split", "step", "loss_nats", "accuracy", *laps]
@@ -60,9 +60,9 @@ def curves(suite: Suite, runs: pd.DataFrame) -> pd.DataFrame:
 
 def best_of(rows: pd.DataFrame, definition: str) -> pd.Series:
     """run_id -> the best value that the run itself reached: lowest loss in nats, or highest accuracy."""
-    split, column, sign = _WATCHED[definition]
-    kept = rows[(rows["split"] == split) & rows["regular"]]
-    return sign * (sign * kept[column]).groupby(kept["run_id"]).min()
+    split, column, sign = _CRITERIA[definition]
+    split_rows = rows[(rows["split"] == split) & rows["regular"]]
+    return sign * (sign * split_rows[column]).groupby(split_rows["run_id"]).min()
 
 
 def time_to_target(rows: pd.DataFrame, pairs: pd.DataFrame, definition: str) -> pd.DataFrame:
@@ -77,29 +77,29 @@ def time_to_target(rows: pd.DataFrame, pairs: pd.DataFrame, definition: str) -> 
         the columns of CELLS; times are missing where the target was not reached, and a diverged run reached nothing.
         Pairs whose reference has no such value (texts have no accuracy) are left out.
     """
-    split, column, sign = _WATCHED[definition]
+    split, column, sign = _CRITERIA[definition]
     target = pairs["reference_run_id"].map(best_of(rows, definition)).astype(float)
     cells = pairs.assign(definition=definition, target=target)
     cells = cells.dropna(subset="target")
-    watched = rows[(rows["split"] == split) & rows["regular"]]
-    hits = watched.merge(cells[["run_id", "reference", "target", "status"]], on="run_id")
+    split_rows = rows[(rows["split"] == split) & rows["regular"]]
+    hits = split_rows.merge(cells[["run_id", "reference", "target", "status"]], on="run_id")
     hits = hits[(sign * hits[column] <= sign * hits["target"]) & (hits["status"] == Status.completed)]
     first = hits.drop_duplicates(["run_id", "reference"])[["run_id", "reference", *QUANTITIES]]
     cells = cells.merge(first, on=["run_id", "reference"], how="left")
     cells["reached"] = cells["steps"].notna()
     if definition == "pdt_loss_total":
-        own = rows.drop_duplicates("run_id", keep="last").assign(reference_run_id=lambda last: last["run_id"])
+        times = rows.drop_duplicates("run_id", keep="last").assign(reference_run_id=lambda last: last["run_id"])
     else:
-        own = cells[cells["run_id"] == cells["reference_run_id"]].drop_duplicates("run_id")
-    own = own[["reference_run_id", *QUANTITIES]].rename(columns={q: f"reference_{q}" for q in QUANTITIES})
-    cells = cells.merge(own, on="reference_run_id", how="left")
+        times = cells[cells["run_id"] == cells["reference_run_id"]].drop_duplicates("run_id")
+    times = times[["reference_run_id", *QUANTITIES]].rename(columns={q: f"reference_{q}" for q in QUANTITIES})
+    cells = cells.merge(times, on="reference_run_id", how="left")
     for quantity in QUANTITIES:
         cells[f"{quantity}_ratio"] = cells[quantity] / cells[f"reference_{quantity}"]
     return cells[CELLS]
 
 
 def paired(runs: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
-    """Every run that ended beside the completed run of each reference with the same workload and seed.
+    """Every run that ended, with the completed run of each reference of the same workload and seed.
 
     Args:
         runs: of :func:`leapbench.tables.methods.methods`.
@@ -108,10 +108,10 @@ def paired(runs: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     Returns:
         run_id, status, reference, reference_run_id.
     """
-    chosen = runs[runs["status"] == Status.completed].merge(references, on=ROW)
-    chosen = chosen.rename(columns={"run_id": "reference_run_id"})
-    chosen = chosen[[*WORKLOAD, "seed", "reference", "for_schedule", "reference_run_id"]]
+    reference_runs = runs[runs["status"] == Status.completed].merge(references, on=ROW)
+    reference_runs = reference_runs.rename(columns={"run_id": "reference_run_id"})
+    reference_runs = reference_runs[[*WORKLOAD, "seed", "reference", "for_schedule", "reference_run_id"]]
     ended = runs[runs["status"].isin([Status.completed, Status.diverged])]
-    pairs = ended.merge(chosen, on=[*WORKLOAD, "seed"])
+    pairs = ended.merge(reference_runs, on=[*WORKLOAD, "seed"])
     pairs = pairs[(pairs["for_schedule"] == "") | (pairs["for_schedule"] == pairs["schedule"])]
     return pairs[["run_id", "status", "reference", "reference_run_id"]]

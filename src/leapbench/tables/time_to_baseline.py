@@ -30,7 +30,7 @@ DIGITS = (
     "few hundred validation images moves the accuracy by a third of a percent, and an epoch is a few dozen steps. It "
     "shows how methods compare on an easy task; it is no evidence of what they do on CIFAR-10 or ImageNet."
 )
-# Numbers of a run that have nothing to do with a target.
+# Numbers of a run that do not depend on a target.
 MEASURED = (
     "final_validation_nats", "best_validation_nats", "final_accuracy_pct", "best_accuracy_pct", "overhead_pct",
     "leaps_proposed", "leaps_adopted", "changed_pct",
@@ -72,7 +72,7 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
     cells = _cells(leaps)
     frame = _grid(leaps).merge(_over_seeds(cells), on=[*ROW, "reference", "definition"], how="left")
     frame[["n_seeds", "reached"]] = frame[["n_seeds", "reached"]].fillna(0).astype(int)
-    frame = frame.merge(_measured(leaps), on=ROW, how="left")
+    frame = frame.merge(_measurements(leaps), on=ROW, how="left")
     frame = _with_published(frame, published.pdt)
     remarks = {}
     for workload in leaps.rows[WORKLOAD].drop_duplicates().to_dict("records"):
@@ -102,20 +102,20 @@ def _cells(leaps: Leaps) -> pd.DataFrame:
     """One row per workload, row, definition, reference and seed."""
     pairs = paired(leaps.runs, leaps.references.frame)
     parts = [time_to_target(leaps.curves, pairs, definition) for definition in DEFINITIONS]
-    named = leaps.runs[["run_id", "seed", "status", *ROW]].reset_index(names="order")
-    cells = named.merge(pd.concat(parts, ignore_index=True), on="run_id")
+    run_rows = leaps.runs[["run_id", "seed", "status", *ROW]].reset_index(names="order")
+    cells = run_rows.merge(pd.concat(parts, ignore_index=True), on="run_id")
     return cells.sort_values(["order", "reference"], ascending=[True, False], kind="stable").drop(columns="order")
 
 
 def _grid(leaps: Leaps) -> pd.DataFrame:
     """Every row with every reference and definition; accuracy for images only."""
-    chosen = leaps.references.frame.rename(columns={"row": "reference_row"}).drop(columns="best_verification_nats")
-    both = pd.DataFrame({"reference": REFERENCES}).merge(pd.DataFrame({"definition": DEFINITIONS}), how="cross")
-    grid = leaps.rows.merge(both, how="cross")
+    frame = leaps.references.frame.rename(columns={"row": "reference_row"}).drop(columns="best_verification_nats")
+    combinations = pd.DataFrame({"reference": REFERENCES}).merge(pd.DataFrame({"definition": DEFINITIONS}), how="cross")
+    grid = leaps.rows.merge(combinations, how="cross")
     grid["for_schedule"] = grid["schedule"].where(grid["reference"] == "schedule", "")
-    grid = grid.merge(chosen, on=[*WORKLOAD, "reference", "for_schedule"], how="left").drop(columns="for_schedule")
-    named = leaps.runs[["run_id", *WORKLOAD]].merge(best_of(leaps.curves, "pdt_accuracy").dropna().reset_index())
-    images = grid[WORKLOAD].merge(named[WORKLOAD].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
+    grid = grid.merge(frame, on=[*WORKLOAD, "reference", "for_schedule"], how="left").drop(columns="for_schedule")
+    runs = leaps.runs[["run_id", *WORKLOAD]].merge(best_of(leaps.curves, "pdt_accuracy").dropna().reset_index())
+    images = grid[WORKLOAD].merge(runs[WORKLOAD].drop_duplicates(), how="left", indicator=True)["_merge"] == "both"
     return grid[(grid["definition"] != "pdt_accuracy") | images.to_numpy()].reset_index(drop=True)
 
 
@@ -126,15 +126,15 @@ def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
     groups = cells.groupby(key, sort=False)
     frame = groups.agg(n_seeds=("seed", "size"), reached=("reached", "sum")).reset_index()
     frame = frame.merge(groups[values].mean().add_suffix("_of_those_that_reached").reset_index(), on=key)
-    complete = cells[groups["reached"].transform("all")] if len(cells) else cells
-    long = complete.melt(key, values, var_name="value_of", value_name="value").astype({"value": float})
+    all_reached = cells[groups["reached"].transform("all")] if len(cells) else cells
+    long = all_reached.melt(key, values, var_name="value_of", value_name="value").astype({"value": float})
     wide = stats.summarise(long, [*key, "value_of"], "value").pivot(index=key, columns="value_of")
     for name in values:
         for column, suffix in (("mean", ""), ("ci_low", "_ci_low"), ("ci_high", "_ci_high")):
-            found = wide[(column, name)] if (column, name) in wide else pd.Series(dtype=float)
+            column_values = wide[(column, name)] if (column, name) in wide else pd.Series(dtype=float)
             frame = (
-                frame.merge(found.rename(f"{name}{suffix}").reset_index(), on=key, how="left")
-                if len(found)
+                frame.merge(column_values.rename(f"{name}{suffix}").reset_index(), on=key, how="left")
+                if len(column_values)
                 else (frame.assign(**{f"{name}{suffix}": float("nan")}))
             )
     order = [f"{name}{suffix}" for name in values for suffix in ("", "_ci_low", "_ci_high", "_of_those_that_reached")]
@@ -142,31 +142,31 @@ def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_run(leaps: Leaps) -> pd.DataFrame:
-    """run_id and MEASURED of the completed runs, without what a run has none of."""
-    done = leaps.runs[leaps.runs["status"] == Status.completed]
-    rows = leaps.curves[leaps.curves["run_id"].isin(done["run_id"])]
+    """run_id and MEASURED of the completed runs, missing where a run has no such number."""
+    completed = leaps.runs[leaps.runs["status"] == Status.completed]
+    rows = leaps.curves[leaps.curves["run_id"].isin(completed["run_id"])]
     regular = rows[(rows["split"] == VALIDATION) & rows["regular"]].groupby("run_id")
     last = rows.groupby("run_id").last()
     proposals = leaps.suite.records[LEAPS].groupby("run_id").agg(
         leaps_proposed=("adopted", "size"), leaps_adopted=("adopted", "sum"), changed_pct=("changed_share", "mean")
     )  # fmt: skip
-    found = pd.DataFrame(
+    measurements = pd.DataFrame(
         {
             "final_validation_nats": regular["loss_nats"].last(), "best_validation_nats": regular["loss_nats"].min(),
             "final_accuracy_pct": 100 * regular["accuracy"].last(),
             "best_accuracy_pct": 100 * regular["accuracy"].max(),
             "overhead_pct": 100 * (1 - last["train_s"] / last["charged_s"]),
         },
-        index=pd.Index(done["run_id"], name="run_id"),
+        index=pd.Index(completed["run_id"], name="run_id"),
     ).join(proposals)  # fmt: skip
-    found["changed_pct"] = 100 * found["changed_pct"].astype(float)
-    proposing = (done.set_index("run_id")["kind"] != "baseline").reindex(found.index)
+    measurements["changed_pct"] = 100 * measurements["changed_pct"].astype(float)
+    has_predictor = (completed.set_index("run_id")["kind"] != "baseline").reindex(measurements.index)
     for column in ("leaps_proposed", "leaps_adopted"):
-        found[column] = found[column].astype(float).fillna(0).where(proposing)
-    return found.reset_index()
+        measurements[column] = measurements[column].astype(float).fillna(0).where(has_predictor)
+    return measurements.reset_index()
 
 
-def _measured(leaps: Leaps) -> pd.DataFrame:
+def _measurements(leaps: Leaps) -> pd.DataFrame:
     """Per row the mean of MEASURED over completed seeds; with an interval, except for COUNTS."""
     runs = leaps.runs[["run_id", *ROW]].merge(per_run(leaps), on="run_id")
     frame = leaps.rows[ROW].merge(runs.groupby(ROW, sort=False)[list(COUNTS)].mean().reset_index(), on=ROW, how="left")
@@ -179,33 +179,35 @@ def _measured(leaps: Leaps) -> pd.DataFrame:
 def laps_of(leaps: Leaps) -> pd.DataFrame:
     """ROW, seed, charged_s and the share of every charged lap in percent, of the completed runs."""
     last = leaps.curves.groupby("run_id").last().reset_index()
-    done = leaps.runs.loc[leaps.runs["status"] == Status.completed, ["run_id", "seed", *ROW]].merge(last, on="run_id")
+    rows = leaps.runs.loc[leaps.runs["status"] == Status.completed, ["run_id", "seed", *ROW]].merge(last, on="run_id")
     for lap in CHARGED:
-        done[f"{lap}_pct"] = 100 * done[f"{lap}_s"] / done["charged_s"]
-    return done[[*ROW, "seed", "charged_s", *(f"{lap}_pct" for lap in CHARGED)]]
+        rows[f"{lap}_pct"] = 100 * rows[f"{lap}_s"] / rows["charged_s"]
+    return rows[[*ROW, "seed", "charged_s", *(f"{lap}_pct" for lap in CHARGED)]]
 
 
 def _with_published(frame: pd.DataFrame, pdt: pd.DataFrame) -> pd.DataFrame:
     """PDT's published reductions, percent, beside the rows of `pdt` as published."""
-    theirs = pdt.rename(columns={"model": "published_model", "source": "published_source"})
-    theirs = theirs.melt(["published_model", "published_source"], list(CITED.values()), "column", "published_pct")
-    theirs["definition"] = theirs.pop("column").map({column: name for name, column in CITED.items()})
-    named = frame.assign(published_model=frame["model"].map(PDT_AS).where(as_published(frame)))
-    joined = named.merge(theirs, on=["published_model", "definition"], how="left")
+    cited = pdt.rename(columns={"model": "published_model", "source": "published_source"})
+    cited = cited.melt(["published_model", "published_source"], list(CITED.values()), "column", "published_pct")
+    cited["definition"] = cited.pop("column").map({column: name for name, column in CITED.items()})
+    keyed = frame.assign(published_model=frame["model"].map(PDT_AS).where(as_published(frame)))
+    joined = keyed.merge(cited, on=["published_model", "definition"], how="left")
     return joined.assign(published_model=joined["published_model"].where(joined["published_pct"].notna()))
 
 
 def as_published(frame: pd.DataFrame) -> pd.Series:
-    """Which rows are PDT as its numbers were made: the code's mask, both halves of it, adopted unseen."""
-    right = [{"variant=code", "mode=both"} <= set(str(options).split()) for options in frame["options"]]
-    return (frame["predictor"] == "pdt") & (frame["rule"] == "always") & np.array(right, dtype=bool)
+    """Which rows are PDT as its numbers were made: the code's mask, both halves of it, adopted without verification."""
+    as_coded = [{"variant=code", "mode=both"} <= set(str(options).split()) for options in frame["options"]]
+    return (frame["predictor"] == "pdt") & (frame["rule"] == "always") & np.array(as_coded, dtype=bool)
 
 
 def _summary(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     rows, workloads = len(frame[ROW].drop_duplicates()), len(frame[WORKLOAD].drop_duplicates())
     text = f"{rows} rows of {workloads} {'workload' if workloads == 1 else 'workloads'}, {len(cells)} times to a target"
-    lost = rows - len(frame.loc[(frame["reference"] == "tuned") & (frame["n_seeds"] > 0), ROW].drop_duplicates())
-    return text + (f"; {lost} rows without a tuned baseline to compare with" if lost else "")
+    without_baseline = rows - len(
+        frame.loc[(frame["reference"] == "tuned") & (frame["n_seeds"] > 0), ROW].drop_duplicates()
+    )
+    return text + (f"; {without_baseline} rows without a tuned baseline to compare with" if without_baseline else "")
 
 
 def ratio(cell: Mapping[Hashable, Any] | None, quantity: str, brief: bool = False) -> str:
@@ -222,25 +224,27 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
     images = (part["definition"] == "pdt_accuracy").any()
     body = []
     for _, group in part.groupby("row", sort=False):
-        at = {(row["definition"], row["reference"]): row for row in group.to_dict("records")}
-        first = at["ours", "tuned"]
-        proposed, whole = first["leaps_proposed"], 0 < first["n_seeds"] == first["reached"]
+        cells = {(row["definition"], row["reference"]): row for row in group.to_dict("records")}
+        first = cells["ours", "tuned"]
+        proposals, all_reached = first["leaps_proposed"], 0 < first["n_seeds"] == first["reached"]
         line = {
             "method": first["row"],
             "seeds": f"{first['seeds']}" + (f" + {first['diverged']} diverged" if first["diverged"] else ""),
             "lr": f"{first['lr']:g} ({first['lr_from']})",
             "K": number(first["K"]),
-            "leaps": "" if pd.isna(proposed) else f"{number(first['leaps_adopted'], True)} / {number(proposed, True)}",
+            "leaps": ""
+            if pd.isna(proposals)
+            else f"{number(first['leaps_adopted'], True)} / {number(proposals, True)}",
             "steps": ratio(first, "steps", brief),
-            "charged": ratio(first, "charged_steps", brief) if whole else "-",
-            "seconds": ratio(first, "charged_s", brief) if whole else "-",
-            "charged, to same schedule": ratio(at["ours", "schedule"], "charged_steps", brief),
-            "charged, to published-style": ratio(at["ours", "published"], "charged_steps", brief),
-            "pdt loss": ratio(at["pdt_loss", "tuned"], "charged_steps", brief),
-            "pdt total": ratio(at["pdt_loss_total", "tuned"], "charged_steps", brief),
+            "charged": ratio(first, "charged_steps", brief) if all_reached else "-",
+            "seconds": ratio(first, "charged_s", brief) if all_reached else "-",
+            "charged, to same schedule": ratio(cells["ours", "schedule"], "charged_steps", brief),
+            "charged, to published-style": ratio(cells["ours", "published"], "charged_steps", brief),
+            "pdt loss": ratio(cells["pdt_loss", "tuned"], "charged_steps", brief),
+            "pdt total": ratio(cells["pdt_loss_total", "tuned"], "charged_steps", brief),
         }
         if images:
-            line["pdt accuracy"] = ratio(at["pdt_accuracy", "tuned"], "charged_steps", brief)
+            line["pdt accuracy"] = ratio(cells["pdt_accuracy", "tuned"], "charged_steps", brief)
             line["best accuracy [%]"] = interval(first, "best_accuracy_pct", brief)
         line["best validation loss"] = interval(first, "best_validation_nats", brief)
         body.append(line)

@@ -1,6 +1,6 @@
 """Picking learning rates: from the runs of a tuning suite to a file in results/tuning/, with its evidence.
 
-Verification decides, with seeds that are not scored; the validation split plays no part.
+Verification decides, with seeds that are not scored; the validation split is not used.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pick(trials: Iterable[Trial]) -> dict[Cell, dict[str, Any]]:
     A rate at which a seed diverged has mean inf; of equal means the smaller rate is taken.
 
     Raises:
-        TuningError: a seed is missing at some rate, a run is there twice, runs differ in length, or all diverged.
+        TuningError: a seed is missing at some rate, a run occurs twice, runs differ in length, or all diverged.
     """
     by_cell: dict[Cell, list[Trial]] = {}
     for trial in trials:
@@ -68,19 +68,19 @@ def order(cell: Cell) -> tuple[Any, ...]:
 
 
 def _entry(cell: Cell, trials: list[Trial]) -> dict[str, Any]:
-    at = {(trial.lr, trial.seed): trial for trial in trials}
-    lrs, seeds = sorted({lr for lr, _ in at}), sorted({seed for _, seed in at})
+    trial_at = {(trial.lr, trial.seed): trial for trial in trials}
+    lrs, seeds = sorted({lr for lr, _ in trial_at}), sorted({seed for _, seed in trial_at})
     for trial in trials:
-        if trial is not at[trial.lr, trial.seed]:
-            ids = f"{trial.run_id} and {at[trial.lr, trial.seed].run_id}"
+        if trial is not trial_at[trial.lr, trial.seed]:
+            ids = f"{trial.run_id} and {trial_at[trial.lr, trial.seed].run_id}"
             raise TuningError(f"{cell}: runs {ids} both have lr={trial.lr:g} and seed={trial.seed}; delete one")
-    missing = [f"lr={lr:g} seed={seed}" for lr in lrs for seed in seeds if (lr, seed) not in at]
+    missing = [f"lr={lr:g} seed={seed}" for lr in lrs for seed in seeds if (lr, seed) not in trial_at]
     if missing:
         raise TuningError(f"{cell}: no run for {', '.join(missing)}; run the tuning sweep to its end")
     lengths = sorted({(trial.steps, trial.interval) for trial in trials})
     if len(lengths) > 1:
         raise TuningError(f"{cell}: runs of different (steps, interval) {lengths} cannot be compared; delete some")
-    means = {lr: math.fsum(at[lr, seed].loss for seed in seeds) / len(seeds) for lr in lrs}
+    means = {lr: math.fsum(trial_at[lr, seed].loss for seed in seeds) / len(seeds) for lr in lrs}
     best = min(lrs, key=lambda lr: (means[lr], lr))
     if not math.isfinite(means[best]):
         raise TuningError(f"{cell}: every learning rate of {lrs} diverged; extend the grid downwards")
@@ -97,17 +97,17 @@ def _entry(cell: Cell, trials: list[Trial]) -> dict[str, Any]:
             {
                 "lr": lr,
                 "mean": _rounded(means[lr]),
-                "losses": [_rounded(at[lr, seed].loss) for seed in seeds],
-                "run_ids": [at[lr, seed].run_id for seed in seeds],
+                "losses": [_rounded(trial_at[lr, seed].loss) for seed in seeds],
+                "run_ids": [trial_at[lr, seed].run_id for seed in seeds],
             }
             for lr in lrs
         ],
     }
 
 
-def merged(known: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a file after a tuning: a new entry takes the place of the known one of its cell."""
-    entries = {tuple(entry[key] for key in KEYS): dict(entry) for entry in (*known, *new)}
+def merged(old: Iterable[Mapping[str, Any]], new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a file after a tuning: a new entry takes the place of the old one of its cell."""
+    entries = {tuple(entry[key] for key in KEYS): dict(entry) for entry in (*old, *new)}
     return [entries[key] for key in sorted(entries, key=lambda key: (*key[:-1], key[-1] != BASELINE, key[-1]))]
 
 
@@ -123,8 +123,8 @@ def trials_of(suite: Suite) -> list[Trial]:
     """
     open_runs = suite.runs[~suite.runs["status"].isin([Status.completed, Status.diverged])]
     if len(open_runs):
-        named = ", ".join(f"{run['run_id']} ({run['status']})" for run in open_runs.to_dict("records"))
-        raise RecordError(f"{suite.folder}: tuning needs every run to its end; these have none: {named}")
+        listing = ", ".join(f"{run['run_id']} ({run['status']})" for run in open_runs.to_dict("records"))
+        raise RecordError(f"{suite.folder}: tuning needs every run to its end; these have none: {listing}")
     evals = suite.records[EVALS]
     last = evals[evals["split"] == VERIFICATION].groupby("run_id").last()["loss_nats"].to_dict()
     return [_trial(suite, run, last) for run in suite.runs.to_dict("records")]
@@ -146,16 +146,16 @@ def _trial(suite: Suite, run: Mapping[Any, Any], last: Mapping[Any, float]) -> T
     )  # fmt: skip
 
 
-def write(picked: Mapping[Cell, Mapping[str, Any]], folder: Path = TUNING) -> dict[Path, tuple[int, int]]:
+def write(picks: Mapping[Cell, Mapping[str, Any]], folder: Path = TUNING) -> dict[Path, tuple[int, int]]:
     """Put every cell's entry into its file, in place of an older one; (entries written, entries in all) by file."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = {}
-    for path in sorted({path_of(cell, folder) for cell in picked}):
-        own = {cell: entry for cell, entry in picked.items() if path_of(cell, folder) == path}
-        known = yaml.safe_load(path.read_text()) if path.is_file() else []
-        entries = merged(known, own.values())
+    counts = {}
+    for path in sorted({path_of(cell, folder) for cell in picks}):
+        updates = {cell: entry for cell, entry in picks.items() if path_of(cell, folder) == path}
+        old = yaml.safe_load(path.read_text()) if path.is_file() else []
+        entries = merged(old, updates.values())
         text = yaml.safe_dump(entries, sort_keys=False, default_flow_style=None, width=120)
-        cell = next(iter(own))
+        cell = next(iter(updates))
         write_text(path, HEADER.format(model=cell.model, dataset=cell.dataset) + text)
-        written[path] = len(own), len(entries)
-    return written
+        counts[path] = len(updates), len(entries)
+    return counts

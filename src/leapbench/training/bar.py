@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then in a log."""
+"""The progress of a run: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-REFRESH_S, LINE_S = 1.0, 15.0  # seconds between two looks of a bar, and between two lines
+REFRESH_S, LINE_S = 1.0, 15.0  # seconds between two updates of a bar, and between two lines
 
 
 class Bar:

@@ -46,9 +46,9 @@ class Leaping:
         self.protocol = next(iter(config.protocols))
         self.regime, self.confirmed = Regime.unknown, False
         self.proposals = self.adoptions = 0
-        self.followed: set[int] = set()  # steps to evaluate at, because a leap lies 50, 100, ... steps back
-        built = build_predictors(config, config.protocol, self.skipped)
-        self.leap = self._leap(*built.popitem(), optimizer, factor_at) if built else None
+        self.followed: set[int] = set()  # steps to evaluate at, because a leap was 50, 100, ... steps before
+        predictors = build_predictors(config, config.protocol, self.skipped)
+        self.leap = self._leap(*predictors.popitem(), optimizer, factor_at) if predictors else None
         self.detector = build_detector(config, self.protocol) if config.gated and self.leap else None
         self.pace = PACES[config.leap.scheduler](config.horizons[0], config.leap.every, config.train.interval)
 
@@ -74,19 +74,19 @@ class Leaping:
 
         # ---- predict, verify, adopt ----------------------------------------------------------------------------------
         self.leap.K, self.leap.every = self.pace.K, self.pace.every
-        links = self._room(position)
+        links = self._links_left(position)
         if not (links and self._open() and self.leap.due):
             return position
         if self.config.verify.resample:
             self.workload.draw(self.proposals)
-        charged = self.clock.charged
+        charged_s = self.clock.charged
         proposals = self.leap.propose(links)
         for proposal in proposals:
-            self.folder.append(LEAPS, self._row(proposal) | {"charged_s": charged})
+            self.folder.append(LEAPS, self._row(proposal) | {"charged_s": charged_s})
         self.proposals += bool(proposals)
-        if adopted := sum(proposal.adopted for proposal in proposals):
-            self.adoptions += adopted
-            self.followed |= {step, *(step + later for later in self.config.leap.follow)}
+        if adoptions := sum(proposal.adopted for proposal in proposals):
+            self.adoptions += adoptions
+            self.followed |= {step, *(step + delay for delay in self.config.leap.follow)}
         return self.leap.position
 
     def splits_due(self, step: int, position: int) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class Leaping:
         return (VALIDATION, VERIFICATION) if due else ()
 
     def totals(self) -> dict[str, int]:
-        """How many snapshots brought a proposal, and how many leaps there were."""
+        """The number of snapshots with a proposal, and of leaps."""
         return {"proposals": self.proposals, "adoptions": self.adoptions}
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Leaping:
             device=torch.device(config.history_device) if config.history_device else None,
         )  # fmt: skip
 
-    def _room(self, position: int) -> int:
+    def _links_left(self, position: int) -> int:
         """Leaps in a row that the configuration allows and that end within the run."""
         if not self.config.leap.advance:
             return self.config.leap.cascade

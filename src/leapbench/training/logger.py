@@ -1,4 +1,4 @@
-"""Where metrics are shown while a run goes on. The records under results/raw are written whatever is chosen here."""
+"""Where metrics are shown during a run. The records under results/raw are written in any case."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class NoLogger:
 
 
 class WandbLogger:
-    """One Weights & Biases run per run id; a run that is continued continues there too.
+    """One Weights & Biases run per run id; a run that is resumed continues there too.
 
     Offline every start writes a segment of its own under `<dir>/wandb/offline-run-*-<run_id>`; `wandb sync` joins the
     segments of one id into one run.
 
     Raises:
-        ConfigError: if W&B cannot be reached or wants an API key.
+        ConfigError: if W&B cannot be reached or needs an API key.
     """
 
     def __init__(self, config: WandbConfig, run_id: str, science: dict[str, Any]) -> None:

@@ -33,15 +33,15 @@ MODES: dict[ModeName, type[Observer] | type[Leaping]] = {ModeName.observe: Obser
 def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logger, stop: Deferred) -> dict[str, Any]:
     """Train to the end, or from the last checkpoint to the end, and record what the configuration asks for.
 
-    A signal that `stop` has kept back is answered at the end of the step, after a checkpoint.
+    A signal that `stop` has deferred is handled at the end of the step, after a checkpoint.
 
     Returns:
         The summary: status completed or diverged, final and best metrics, totals.
     """
     device, model, steps, interval = workload.device, workload.model, config.train.steps, config.train.interval
-    saved = folder.load_checkpoint(device)
-    folder.open(saved["offsets"] if saved else None)
-    clock = Clock(device, saved["clock"] if saved else None)
+    checkpoint = folder.load_checkpoint(device)
+    folder.open(checkpoint["offsets"] if checkpoint else None)
+    clock = Clock(device, checkpoint["clock"] if checkpoint else None)
     scores = Scores(folder, logger, clock)
     weights = FlatWeights.of(model)
     optimizer = build_optimizer(config.optimizer, weights.named_parameters())
@@ -52,20 +52,20 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     mode: Mode = MODES[config.mode](config, workload, scored, optimizer, schedule, clock, folder, scores)
     step, position, train_loss = 0, 0, torch.zeros((), device=device)
     set_rng(seed_of(config, "training"))
-    if saved:
-        weights.vector.copy_(saved["weights"])
-        workload.load_buffers(saved["buffers"])
+    if checkpoint:
+        weights.vector.copy_(checkpoint["weights"])
+        workload.load_buffers(checkpoint["buffers"])
         for part, state in ((optimizer, "optimizer"), (wrapper, "wrapper"), (mode, "mode"), (scores, "scores")):
-            part.load_state_dict(saved[state])
-        step, position, train_loss = saved["step"], saved["position"], saved["train_loss"]
-        load_rng(saved["rng"], device)
+            part.load_state_dict(checkpoint[state])
+        step, position, train_loss = checkpoint["step"], checkpoint["position"], checkpoint["train_loss"]
+        load_rng(checkpoint["rng"], device)
     last_saved_s = time.monotonic()
     bar = Bar(f"{config.model.name} seed {config.seed}", steps, position, config.progress)
 
     def summary(status: Status, reason: str | None) -> dict[str, Any]:
-        """What summary.json says of a run that came to its end."""
+        """The content of summary.json for a run that has ended."""
         bar.close()
-        laps = {f"{lap}_s": spent for lap, spent in clock.now().items()}
+        laps = {f"{lap}_s": seconds for lap, seconds in clock.now().items()}
         return {
             "status": status, "reason": reason and f"{reason}; lower optimizer.lr={config.optimizer.lr}",
             "steps": step, "position": position, "final": scores.final(), "best": scores.best,
@@ -126,7 +126,7 @@ def due(config: RunConfig, step: int, since_s: float) -> bool:
 
 
 def set_rng(seed: int) -> None:
-    """Seed every generator that training may draw from (dropout, for one)."""
+    """Seed every generator that training may draw from (dropout, for example)."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What mode=observe and mode=leap have to answer, so that one training loop serves both."""
+"""The interface of mode=observe and mode=leap, so that one training loop serves both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Mode(Protocol):
     skipped: dict[str, str]
 
     def after_step(self, step: int, position: int, mean_loss: float | None) -> int:
-        """Snapshot, predict, verify, adopt: whatever this step calls for; the position from which training goes on.
+        """Snapshot, predict, verify, adopt: what this step requires; the position from which training continues.
 
         Args:
             step: gradient updates done.
@@ -23,7 +23,7 @@ class Mode(Protocol):
             mean_loss: mean training loss of the interval that ends here, nats; None between two snapshots.
 
         Raises:
-            DivergedError: the loss is no number any more (leapbench.training.scores).
+            DivergedError: the loss is no longer finite (leapbench.training.scores).
         """
         ...
 
@@ -32,7 +32,7 @@ class Mode(Protocol):
         ...
 
     def totals(self) -> dict[str, int]:
-        """What the summary says of this mode: counts by name."""
+        """The counts of this mode in the summary, by name."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

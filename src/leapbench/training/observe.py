@@ -52,8 +52,8 @@ class Pending:
 class Observer:
     """Takes snapshots, finds regimes, proposes, and fills in the truth when step t + K comes.
 
-    What is observed are the weights that the run would hand over. Rings are shared by protocols that store snapshots
-    alike, and so are equal candidates.
+    What is observed are the weights that the run would hand over. Protocols that store snapshots in the same
+    way share rings and equal candidates.
 
     Attributes:
         skipped: predictors left out, with the reason.
@@ -73,15 +73,19 @@ class Observer:
         self.config, self.workload, self.scored = config, workload, scored
         self.clock, self.folder, self.scores = clock, folder, scores
         self.skipped = unusable(config)
-        built = {name: build_predictors(config, protocol, self.skipped) for name, protocol in config.protocols.items()}
-        needed = any(predictor.needs_moments for chosen in built.values() for predictor in chosen.values())
-        self.moments = moments_of(optimizer, scored.weights) if needed else None
+        predictors = {
+            name: build_predictors(config, protocol, self.skipped) for name, protocol in config.protocols.items()
+        }
+        needs_moments = any(
+            predictor.needs_moments for by_name in predictors.values() for predictor in by_name.values()
+        )
+        self.moments = moments_of(optimizer, scored.weights) if needs_moments else None
         self.rings: dict[str, Ring] = {}
         device = torch.device(config.history_device) if config.history_device else None
         for name, protocol in config.protocols.items():
-            self.rings.setdefault(stored(protocol), self._ring(protocol, built[name], factor_at, device))
+            self.rings.setdefault(storage_of(protocol), self._ring(protocol, predictors[name], factor_at, device))
         self.readings = [
-            Reading(name, protocol, built[name], self.rings[stored(protocol)], build_detector(config, name))
+            Reading(name, protocol, predictors[name], self.rings[storage_of(protocol)], build_detector(config, name))
             for name, protocol in config.protocols.items()
         ]
         self.candidates = Candidates(workload.model, scored.weights, workload.verification_loss, device, clock)
@@ -136,7 +140,7 @@ class Observer:
             self.folder.append(REGIMES, row)
 
     def _propose(self, step: int, loss_now: float) -> None:
-        """Score every predictor and K whose truth will be seen; the rows wait for step t + K."""
+        """Score every predictor and K whose truth the run will reach; the rows wait for step t + K."""
         horizons = [K for K in self.config.horizons if step + K <= self.config.train.steps]
         for reading in self.readings:
             history = reading.ring.history()
@@ -156,20 +160,20 @@ class Observer:
     def _resolve(self, step: int, loss_true: float) -> None:
         """Write the proposals that aimed at `step`, with the loss and the distance to the weights reached."""
         distances: dict[tuple[str, int], DistanceToTruth] = {}
-        arrived = self.pending.pop(step, [])
-        for pending in arrived:
-            row, kind = pending.row, stored(self.config.protocols[pending.row["protocol"]])
+        due = self.pending.pop(step, [])
+        for pending in due:
+            row, kind = pending.row, storage_of(self.config.protocols[pending.row["protocol"]])
             key = (kind, row["step"])
             if key not in distances:
                 distances[key] = DistanceToTruth(self.rings[kind].history(until=row["step"]), self.scored.vector)
-            d = distances[key].of(pending.candidate)
-            ok = abs(row["loss_pred_nats"]) < float("inf")
-            row |= {"loss_true_nats": loss_true, "rel_l2_to_true": d.rel_l2_to_true}
-            row |= {"rel_l2_now_to_true": d.rel_l2_now_to_true, "cosine": d.cosine}
-            self.folder.append(PROPOSALS, row | {"status": "ok" if ok else "nonfinite"})
-        waiting = {place(other.candidate) for others in self.pending.values() for other in others}
-        for pending in arrived:
-            if place(pending.candidate) not in waiting:
+            distance = distances[key].of(pending.candidate)
+            finite = abs(row["loss_pred_nats"]) < float("inf")
+            row |= {"loss_true_nats": loss_true, "rel_l2_to_true": distance.rel_l2_to_true}
+            row |= {"rel_l2_now_to_true": distance.rel_l2_now_to_true, "cosine": distance.cosine}
+            self.folder.append(PROPOSALS, row | {"status": "ok" if finite else "nonfinite"})
+        in_use = {address_of(proposal.candidate) for proposals in self.pending.values() for proposal in proposals}
+        for pending in due:
+            if address_of(pending.candidate) not in in_use:
                 self.candidates.release(pending.candidate)
 
     def _explore(self, step: int, loss_now: float) -> None:
@@ -181,8 +185,8 @@ class Observer:
                     for row in form(
                         self.candidates, reading.predictors, reading.ring.history(), self.workload, depth, K
                     ):
-                        where = {"step": step, "protocol": reading.name, "depth": depth, "K": K}
-                        self.folder.append(CASCADE, where | {"loss_now_nats": loss_now} | row)
+                        key = {"step": step, "protocol": reading.name, "depth": depth, "K": K}
+                        self.folder.append(CASCADE, key | {"loss_now_nats": loss_now} | row)
         if self.config.landscape.enabled:
             first = self.readings[0]
             history = first.ring.history()
@@ -190,7 +194,7 @@ class Observer:
                 self.folder.append(LANDSCAPE, {"step": step, "protocol": first.name, **row})
 
     def totals(self) -> dict[str, int]:
-        """How many proposals were made."""
+        """The number of proposals."""
         return {"proposals": self.proposals}
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,7 +202,7 @@ class Observer:
         return {
             "rings": {kind: ring.state_dict() for kind, ring in self.rings.items()},
             "detectors": {reading.name: reading.detector.state_dict() for reading in self.readings},
-            "pending": {step: [vars(one.candidate) | {"row": one.row} for one in waiting]
+            "pending": {step: [vars(proposal.candidate) | {"row": proposal.row} for proposal in waiting]
                         for step, waiting in self.pending.items()},
             "proposals": self.proposals,
         }  # fmt: skip
@@ -210,7 +214,10 @@ class Observer:
         for reading in self.readings:
             reading.detector.load_state_dict(state["detectors"][reading.name])
         self.pending = {
-            step: [Pending(one["row"], Candidate(**{k: v for k, v in one.items() if k != "row"})) for one in waiting]
+            step: [
+                Pending(proposal["row"], Candidate(**{k: v for k, v in proposal.items() if k != "row"}))
+                for proposal in waiting
+            ]
             for step, waiting in state["pending"].items()
         }
         self.proposals = state["proposals"]
@@ -223,9 +230,9 @@ class Observer:
         device: torch.device | None,
     ) -> Ring:
         """A ring for the contexts of `predictors`; snapshots stay until the truth of their proposals is known."""
-        waiting = -(-self.config.horizons[-1] // self.config.train.interval)
+        intervals = -(-self.config.horizons[-1] // self.config.train.interval)
         return Ring(
-            capacity=max((p.context for p in predictors.values()), default=1) + waiting,
+            capacity=max((p.context for p in predictors.values()), default=1) + intervals,
             interval=self.config.train.interval,
             layout=self.scored.weights.layout,
             factor_at=factor_at,
@@ -241,15 +248,15 @@ class Observer:
         if self.moments is None:
             return None
         positive = self.moments.exp_avg_sq > 0
-        lost = positive & (self.moments.exp_avg_sq.to(getattr(torch, protocol.history.moments)) == 0)
-        return float(lost.sum()) / max(1, int(positive.sum()))
+        underflowed = positive & (self.moments.exp_avg_sq.to(getattr(torch, protocol.history.moments)) == 0)
+        return float(underflowed.sum()) / max(1, int(positive.sum()))
 
 
-def place(candidate: Candidate) -> int | None:
+def address_of(candidate: Candidate) -> int | None:
     """Where in memory the prediction lies: the same for protocols that share it."""
     return None if candidate.full is None else candidate.full.data_ptr()
 
 
-def stored(protocol: ProtocolConfig) -> str:
+def storage_of(protocol: ProtocolConfig) -> str:
     """How a protocol stores snapshots: equal for protocols that can share a ring."""
     return " ".join(asdict(protocol.history).values())

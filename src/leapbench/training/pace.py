@@ -1,4 +1,4 @@
-"""How far a run in mode=leap predicts, and how often: constant, or as PDT's acceleration scheduler has it."""
+"""How far a run in mode=leap predicts, and how often: constant, or as in PDT's acceleration scheduler."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class PdtPace(Pace):
             return
         tau = self.K // self.interval + 1
         if mean_loss > self.losses[-3]:
-            less, longer = (2, 0) if tau > 4 else (1, 1) if tau == 4 else (0, 2)
+            decrease, increase = (2, 0) if tau > 4 else (1, 1) if tau == 4 else (0, 2)
         else:
-            less, longer = (1, 0) if tau > 3 else (0, 1)
-        self.K -= less * self.interval
-        self.every += longer
+            decrease, increase = (1, 0) if tau > 3 else (0, 1)
+        self.K -= decrease * self.interval
+        self.every += increase
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

@@ -46,7 +46,7 @@ def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
 
 
 class _Sample(nn.Module):
-    """A matrix and a vector: the least that any optimizer has to cope with."""
+    """A matrix and a vector: the minimum that every optimizer must handle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,8 +68,8 @@ def unusable(config: RunConfig) -> dict[str, str]:
         reason = f"needs Adam moments; optimizer={config.optimizer.name} keeps none"
     elif config.mode == Mode.observe and not wrapper.scores_live:
         reason = f"needs the moments of what is observed; wrapper={config.wrapper.name} hands over other weights"
-    needing = [name for name, p in build_predictors(config, config.protocol, ()).items() if p.needs_moments]
-    return dict.fromkeys(needing, reason) if reason else {}
+    affected = [name for name, p in build_predictors(config, config.protocol, ()).items() if p.needs_moments]
+    return dict.fromkeys(affected, reason) if reason else {}
 
 
 def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:

@@ -26,7 +26,7 @@ from leapbench.training.parts import check_contexts, unusable
 from leapbench.training.signals import Deferred
 from leapbench.training.workload import Workload
 
-OFF_THE_NODE = "UncompletedJobError"  # what submitit raises in a job that it takes off its node
+OFF_THE_NODE = "UncompletedJobError"  # what submitit raises in a job that it removes from its node
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,31 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
 
     Raises:
         ConfigError: the user's mistake; nothing was written.
-        BusyError: another process has this run.
-        OSError: the disk; the last checkpoint stays.
+        BusyError: another process holds this run.
+        OSError: of the disk; the last checkpoint stays.
     """
     device = pick_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.threads)
     run_id = config.run_id
     folder = RunFolder(config.folder)
-    if done := _ended(config):
-        return done
+    if outcome := _ended(config):
+        return outcome
     skipped = unusable(config)
-    asked = [name for name in config.predictors if name not in CONTROLS]
-    check_contexts(config, {*skipped, *CONTROLS} if asked else set(skipped))
-    workload = None if asked and all(name in skipped for name in asked) else Workload(config, device)
+    requested = [name for name in config.predictors if name not in CONTROLS]
+    check_contexts(config, {*skipped, *CONTROLS} if requested else set(skipped))
+    workload = None if requested and all(name in skipped for name in requested) else Workload(config, device)
     try:
         folder.acquire()
     except (NotADirectoryError, FileExistsError):
         raise ConfigError(f"results_dir={config.results_dir} is no folder, or is below a file; give a folder") from None
     try:
-        if done := _ended(config):  # by another process, while this one got ready
-            return done
+        if outcome := _ended(config):  # another process may have ended it meanwhile
+            return outcome
         folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
         if workload is None:
-            reason = "; ".join(f"predictor={name} {skipped[name]}" for name in asked)
+            reason = "; ".join(f"predictor={name} {skipped[name]}" for name in requested)
             folder.open(None)
             folder.finish({"status": Status.skipped, "reason": reason, "steps": 0, "skipped": skipped})
             return Outcome(Status.skipped, run_id, folder.path, reason)
@@ -120,7 +120,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def _ended(config: RunConfig) -> Outcome | None:
-    """How the run ended, or None if there is something left to do."""
+    """How the run ended, or None if it is not finished."""
     end = ended(config)
     if end is None:
         return None

@@ -1,4 +1,4 @@
-"""The losses of a run as they come: rows of evals.jsonl, the logger's metrics, the last ones and the best."""
+"""The losses of a run: rows of evals.jsonl, the logger's metrics, the last ones and the best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leapbench.training.workload import Score
 
 
 class DivergedError(Exception):
-    """A loss that is no number: the run ends here."""
+    """A loss that is not finite: the run ends here."""
 
     def __init__(self, loss: float, step: int) -> None:
         super().__init__(f"the loss became {loss} by step {step}")
@@ -35,12 +35,12 @@ class Scores:
     def record(self, split: str, score: Score, step: int, position: int) -> None:
         """One row, with the seconds spent so far: the loss, and the accuracy where there is one."""
         self.losses[split] = score.loss
-        second = {"perplexity": perplexity(score.loss)} if score.accuracy is None else {"accuracy": score.accuracy}
-        seconds = {f"{lap}_s": spent for lap, spent in self.clock.now().items() if lap != "other"}
-        row = {"step": step, "position": position, "split": split, "loss_nats": score.loss} | second
+        metric = {"perplexity": perplexity(score.loss)} if score.accuracy is None else {"accuracy": score.accuracy}
+        seconds = {f"{lap}_s": total for lap, total in self.clock.now().items() if lap != "other"}
+        row = {"step": step, "position": position, "split": split, "loss_nats": score.loss} | metric
         self.folder.append(EVALS, row | seconds)
         self.logger.log(
-            {f"{split}/loss_nats": score.loss} | {f"{split}/{key}": value for key, value in second.items()}, step
+            {f"{split}/loss_nats": score.loss} | {f"{split}/{key}": value for key, value in metric.items()}, step
         )
         if split == VALIDATION and score.loss < self.best.get("validation_loss_nats", math.inf):
             self.best = {"validation_loss_nats": score.loss, "step": step, "position": position}
@@ -49,7 +49,7 @@ class Scores:
         """The rows of an interval that ends here: mean training loss, and the verification loss if it was taken.
 
         Raises:
-            DivergedError: one of them is no number; nothing is recorded.
+            DivergedError: one of them is not finite; nothing is recorded.
         """
         for loss in (mean_loss, loss_now):
             if loss is not None and not math.isfinite(loss):

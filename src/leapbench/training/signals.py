@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: SIGTERM, and SIGUSR2 of a scheduler that wants the node back.
+"""Signals that ask a run to stop: SIGTERM, and SIGUSR2 from a scheduler that reclaims the node.
 
-Between two steps the weights, the rows and the clock agree, within one they do not. So a request is noted when it
-comes and answered at the end of the step, after the checkpoint, by whoever handled the signal before: submitit, which
-requeues the job on USR2 and ignores TERM, or the command line, which ends.
+Between two steps the weights, the rows and the clock agree, within one they do not. So a request is recorded when
+it arrives and handled at the end of the step, after the checkpoint, by the previous handler of the signal: submitit,
+which requeues the job on USR2 and ignores TERM, or the command line, which ends.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ def terminate(signum: int, frame: FrameType | None = None) -> None:
 
 
 class Deferred:
-    """`with Deferred() as stop:` keeps SIGNALS back until `stop.obey()`, or the end of the block.
+    """`with Deferred() as stop:` defers SIGNALS until `stop.obey()`, or the end of the block.
 
-    Outside the main thread, where Python has no signal handlers, nothing is ever asked for.
+    Outside the main thread, where Python has no signal handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Deferred:
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                self._before[signum] = signal.signal(signum, self._note)
+                self._previous[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for signum, before in self._before.items():
-            signal.signal(signum, before)
+        for signum, previous in self._previous.items():
+            signal.signal(signum, previous)
         if error is None:
             self.obey()
 
     def obey(self) -> None:
-        """Pass on what was asked for; returns if nothing was, or if the handler before ignores it."""
+        """Pass deferred signals to their previous handlers; returns if there are none, or if those ignore them."""
         while self.asked:
             signum = self.asked.pop(0)
-            before = self._before[signum]
-            if callable(before):
+            previous = self._previous[signum]
+            if callable(previous):
                 try:
-                    before(signum, None)
+                    previous(signum, None)
                 except subprocess.SubprocessError as error:
-                    # submitit's `scontrol requeue`: ended by the requeue that it asked for, or the controller is away.
+                    # submitit's `scontrol requeue`: ended by its own requeue, or the controller is down.
                     print(f"{error}; the checkpoint is kept", file=sys.stderr, flush=True)
                     terminate(signum)
-            elif before != signal.SIG_IGN:
+            elif previous != signal.SIG_IGN:
                 terminate(signum)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""THE training step, and the weights that a run would hand over."""
+"""The training step, and the weights that a run would hand over."""
 
 from __future__ import annotations
 

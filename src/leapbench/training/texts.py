@@ -53,7 +53,7 @@ class Texts:
         return {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch} | {"use_cache": False}
 
     def answers(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The token after each; padding is no answer unless the protocol says so."""
+        """The token after each; padding is no answer unless the protocol counts it."""
         targets = batch["input_ids"]
         if "attention_mask" in batch and not self.config.pad_in_loss:
             targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)

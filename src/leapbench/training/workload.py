@@ -1,4 +1,4 @@
-"""What is trained: a model, its data in three splits, and the loss. Everything random in it hangs on the seed alone."""
+"""What is trained: a model, its data in three splits, and the loss. All that is random depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from leapbench.prediction.candidate import Forward
 from leapbench.training.tasks import IGNORED, Batch, task_of
 
 HELD_OUT_SEED = {VERIFICATION: 12, VALIDATION: 10}
-KEEP_BYTES = 1 << 30  # held-out examples beyond this are read anew at every pass
+KEEP_BYTES = 1 << 30  # held-out examples beyond this are read again at every pass
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Workload:
     Attributes:
         model: on `device`, weights in float32.
         verification: the fixed held-out batches candidates are scored on.
-        validation: the fixed batches only the scorer looks at.
+        validation: the fixed batches that only the scorer reads.
         sha256: hash of the dataset's content.
 
     Raises:
-        ConfigError: the dataset or the model cannot be had, or a split is too small.
+        ConfigError: the dataset or the model cannot be loaded, or a split is too small.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -74,10 +74,10 @@ class Workload:
     def train_batch(self, index: int) -> Batch:
         """The batch of the `index`-th update (0-based): epoch after epoch, each in an order of its own."""
         if self._ahead is None:
-            return self._moved(self.task.train_batch(*self._plan(index)))
+            return self._to_device(self.task.train_batch(*self._plan(index)))
         pending = self._pending if self._pending and self._pending[0] == index else self._read_ahead(index)
         self._pending = self._read_ahead(index + 1)
-        return self._moved(pending[1].result())
+        return self._to_device(pending[1].result())
 
     def _read_ahead(self, index: int) -> tuple[int, Future[Batch]]:
         assert self._ahead is not None
@@ -87,12 +87,12 @@ class Workload:
         """Numbers of the examples of a training batch, and the seed of what is random in them."""
         size, total = self.config.train.batch_size, self.task.sizes[TRAIN]
         per_epoch = total // size
-        epoch, within = divmod(index, per_epoch)
+        epoch, batch_index = divmod(index, per_epoch)
         if epoch != self._epoch:
             rng = np.random.default_rng([seed_of(self.config, "data"), epoch])
             order = rng.permutation(total)
             self._epoch, self._order = epoch, np.repeat(order, self.task.repeats)[:total]
-        return self._order[within * size : (within + 1) * size], (seed_of(self.config, "augment"), index)
+        return self._order[batch_index * size : (batch_index + 1) * size], (seed_of(self.config, "augment"), index)
 
     def loss(self, forward: Forward, batch: Batch) -> Tensor:
         """Mean cross-entropy per answer (target token or image), nats; a scalar with its graph."""
@@ -110,8 +110,8 @@ class Workload:
     def draw(self, index: int) -> None:
         """Choose the verification examples of the `index`-th draw: a function of (model, dataset, seed) and `index`."""
         rng = np.random.default_rng([seed_of(self.config, "draw"), index])
-        chosen = rng.choice(self.task.sizes[VERIFICATION], self.config.verify.sequences, replace=False)
-        self._drawn = self._fixed(VERIFICATION, chosen, self.config.verify.batch_size)
+        numbers = rng.choice(self.task.sizes[VERIFICATION], self.config.verify.sequences, replace=False)
+        self._drawn = self._fixed(VERIFICATION, numbers, self.config.verify.batch_size)
 
     def drawn_loss(self, forward: Forward) -> float:
         """Loss on the examples last drawn, nats."""
@@ -126,7 +126,7 @@ class Workload:
         return hidden, torch.cat(masks) if masks else None
 
     def buffers(self) -> dict[str, Tensor]:
-        """The model's buffers by name, live: what a checkpoint keeps beside the weights."""
+        """The model's buffers by name, live: what a checkpoint keeps besides the weights."""
         return dict(self.model.named_buffers())
 
     def load_buffers(self, saved: dict[str, Tensor]) -> None:
@@ -142,7 +142,7 @@ class Workload:
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         if not norms:
             return
-        before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+        states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         with self._scoring():
             for norm in norms:
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -150,7 +150,7 @@ class Workload:
                 norm.train()
             for index in range(batches):
                 self._predict(self.model, self.train_batch(index))
-        for norm, (momentum, tracked) in zip(norms, before, strict=True):
+        for norm, (momentum, tracked) in zip(norms, states, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, tracked
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -165,19 +165,19 @@ class Workload:
 
     def _score(self, forward: Forward, batches: Iterable[Batch]) -> Score:
         total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         with self._scoring():
             for batch in batches:
                 logits, targets = self._predict(forward, batch)
                 total += cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
                 count += int((targets != IGNORED).sum()) if "attention_mask" in batch else targets.numel()
                 if self.task.counts_right:
-                    right += (logits.argmax(1) == targets).sum()
-        return Score(float(total) / count, int(right) / count if self.task.counts_right else None)
+                    correct += (logits.argmax(1) == targets).sum()
+        return Score(float(total) / count, int(correct) / count if self.task.counts_right else None)
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the model trains on afterwards."""
+        """Evaluation mode without gradients; the model is in training mode again afterwards."""
         self.model.eval()
         try:
             with torch.no_grad():
@@ -185,37 +185,37 @@ class Workload:
         finally:
             self.model.train()
 
-    def _shuffled(self, split: str, wanted: int) -> np.ndarray:
-        """`wanted` numbers in an order that depends on the split and its size only."""
-        found, unit = self.task.sizes[split], self.task.unit
-        if found < wanted:
+    def _shuffled(self, split: str, count: int) -> np.ndarray:
+        """`count` numbers in an order that depends on the split and its size only."""
+        available, unit = self.task.sizes[split], self.task.unit
+        if available < count:
             need = "verify.sequences + regime.probes" if split == VERIFICATION else "eval.sequences"
             raise ConfigError(
-                f"dataset={self.config.dataset.name} has {found} {split} {unit} but {need} asks for {wanted}; "
+                f"dataset={self.config.dataset.name} has {available} {split} {unit} but {need} asks for {count}; "
                 "lower it or give the dataset more data"
             )
-        return np.random.default_rng(HELD_OUT_SEED[split]).permutation(found)[:wanted]
+        return np.random.default_rng(HELD_OUT_SEED[split]).permutation(available)[:count]
 
-    def _fixed(self, split: str, chosen: np.ndarray, size: int) -> Iterable[Batch]:
-        """Batches that can be gone through again and again, kept on the device while they fit."""
-        batches = HeldOut(self, split, [chosen[i : i + size] for i in range(0, len(chosen), size)])
-        return list(batches) if len(chosen) * self.task.example_bytes <= KEEP_BYTES else batches
+    def _fixed(self, split: str, numbers: np.ndarray, size: int) -> Iterable[Batch]:
+        """Batches that can be iterated repeatedly, kept on the device while they fit."""
+        batches = HeldOut(self, split, [numbers[i : i + size] for i in range(0, len(numbers), size)])
+        return list(batches) if len(numbers) * self.task.example_bytes <= KEEP_BYTES else batches
 
-    def _moved(self, batch: Batch) -> Batch:
+    def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out batches that are read anew at every pass."""
+    """Held-out batches that are read again at every pass."""
 
     workload: Workload
     split: str
-    chosen: list[np.ndarray]
+    batches: list[np.ndarray]
 
     def __iter__(self) -> Iterator[Batch]:
-        for numbers in self.chosen:
-            yield self.workload._moved(self.workload.task.batch(self.split, numbers))
+        for numbers in self.batches:
+            yield self.workload._to_device(self.workload.task.batch(self.split, numbers))
 
 
 def seed_of(config: RunConfig, purpose: str) -> int:

@@ -1,4 +1,4 @@
-"""What a large suite costs to look at: python scripts/scale.py RUN_FOLDER... [--runs 10000].
+"""What a large suite costs to look at: python checks/scale.py RUN_FOLDER... [--runs 10000].
 
 Copies run folders (in mode=leap a method and its baseline) under new ids and seeds, then measures scripts/status.py
 and scripts/aggregate.py on them, each in a process of its own: processor seconds, time on the clock, largest memory.

@@ -67,7 +67,7 @@ def test_the_baseline_is_charged_for_its_training_alone(baseline):
     totals = summary(folder)["totals"]
     assert totals["train_s"] > 0
     for lap in set(CHARGED) - {"train"}:
-        assert totals[f"{lap}_s"] < 0.01 * totals["train_s"]
+        assert totals[f"{lap}_s"] == 0
     assert (totals["proposals"], totals["adoptions"]) == (0, 0)
     assert rows(folder, LEAPS) == rows(folder, PROPOSALS) == rows(folder, REGIMES) == []
 
@@ -380,8 +380,8 @@ def test_the_overhead_is_what_the_laps_say(lab, monkeypatch):
     folder, _ = trained(lab, monkeypatch, *LEAP, "predictor=linear", "suite=laps")
     last = rows(folder, EVALS)[-1]
     leaps = rows(folder, LEAPS)
-    assert last["predict_s"] >= sum(leap["predict_s"] for leap in leaps) * 0.9
-    assert last["verify_s"] >= sum(leap["verify_s"] for leap in leaps) * 0.9
+    assert last["predict_s"] == pytest.approx(sum(leap["predict_s"] for leap in leaps))
+    assert last["verify_s"] >= sum(leap["verify_s"] for leap in leaps) - 1e-9  # and the loss before each leap
     charged = [leap["charged_s"] for leap in leaps]
     assert charged == sorted(charged) and charged[0] > 0
     assert math.isfinite(last["adopt_s"])

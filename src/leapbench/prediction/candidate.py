@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,17 +91,15 @@ class Candidates:
 
         Its memory is not reused before :meth:`release`.
         """
-        start = time.perf_counter()
-        with self.clock.lap("predict"):
+        with self.clock.lap("predict") as predict:
             full = predictor.predict(replace(history, scratch=[self._vector()]), K)
-        predicted = time.perf_counter()
         best = Candidate(full, predictor.scales[0] if score else 1.0, math.nan, coefficients_of(predictor, history, K))
-        with self.clock.lap("verify"):
+        with self.clock.lap("verify") as verify:
             for scale in predictor.scales if score else ():
                 loss = self.loss_of(rescaled(full, history, scale))
                 if not math.isfinite(best.loss) or loss < best.loss:
                     best = replace(best, scale=scale, loss=loss)
-        return replace(best, predict_s=predicted - start, verify_s=time.perf_counter() - predicted)
+        return replace(best, predict_s=predict.seconds, verify_s=verify.seconds)
 
     def known(self, predictor: Predictor, history: History, K: int, memo: Memo) -> Candidate:
         """:meth:`make` with `memo`: an equal candidate at the newest snapshot is neither predicted nor scored again.

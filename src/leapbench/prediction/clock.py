@@ -34,9 +34,9 @@ class Clock:
             self._close()
             self._lap = lap
 
-    def lap(self, name: str) -> AbstractContextManager[None]:
+    def lap(self, name: str) -> Lap:
         """A block that belongs to `name`; the lap around it continues afterwards."""
-        return _Lap(self, name)
+        return Lap(self, name)
 
     def now(self) -> dict[str, float]:
         """Seconds per lap up to this moment."""
@@ -60,16 +60,25 @@ class Clock:
         self._since = now
 
 
-class _Lap(AbstractContextManager[None]):
-    def __init__(self, clock: Clock, name: str) -> None:
-        self.clock, self.name, self.outer = clock, name, clock.running
+class Lap(AbstractContextManager["Lap"]):
+    """A block of code that belongs to one lap.
 
-    def __enter__(self) -> None:
+    Attributes:
+        seconds: that the block took, once it is left.
+    """
+
+    def __init__(self, clock: Clock, name: str) -> None:
+        self.clock, self.name, self.seconds = clock, name, 0.0
+
+    def __enter__(self) -> Lap:
         self.outer = self.clock.running
         self.clock.enter(self.name)
+        self.seconds -= self.clock.seconds[self.name]
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self.clock.enter(self.outer)
+        self.seconds += self.clock.seconds[self.name]
 
 
 def _nothing() -> None:

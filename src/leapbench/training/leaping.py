@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from leapbench.config.choices import BuffersAfterLeap
-from leapbench.config.schema import RunConfig
 from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime
-from leapbench.prediction.clock import Clock
 from leapbench.prediction.leap import Leap, Proposal
+from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.rules import Rule
-from leapbench.records.folder import RunFolder
+from leapbench.training.mode import Parts
 from leapbench.training.pace import PACES
 from leapbench.training.parts import build_detector, build_predictors, unusable
-from leapbench.training.scores import Scores
-from leapbench.training.step import Scored
-from leapbench.training.workload import Workload
 
 
-class Leaping:
+@dataclass(eq=False)
+class Leaping(Parts):
     """Decides when to propose, lets a :class:`leapbench.Leap` do it, and records every proposal. Without a predictor it
     is plain training.
 
@@ -29,26 +26,15 @@ class Leaping:
         skipped: predictors left out, with the reason.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        workload: Workload,
-        scored: Scored,
-        optimizer: torch.optim.Optimizer,
-        factor_at: Callable[[int], float],
-        clock: Clock,
-        folder: RunFolder,
-        scores: Scores,
-    ) -> None:
-        self.config, self.workload, self.scored = config, workload, scored
-        self.clock, self.folder, self.scores = clock, folder, scores
+    def __post_init__(self) -> None:
+        config = self.config
         self.skipped = unusable(config)
         self.protocol = next(iter(config.protocols))
         self.regime, self.confirmed = Regime.unknown, False
         self.proposals = self.adoptions = 0
         self.followed: set[int] = set()  # steps to evaluate at, because a leap was 50, 100, ... steps before
         predictors = build_predictors(config, config.protocol, self.skipped)
-        self.leap = self._leap(*predictors.popitem(), optimizer, factor_at) if predictors else None
+        self.leap = self._leap(*predictors.popitem()) if predictors else None
         self.detector = build_detector(config, self.protocol) if config.gated and self.leap else None
         self.pace = PACES[config.leap.scheduler](config.horizons[0], config.leap.every, config.train.interval)
 
@@ -117,19 +103,17 @@ class Leaping:
         if self.detector is not None:
             self.detector.load_state_dict(state["detector"])
 
-    def _leap(
-        self, name: str, predictor: Any, optimizer: torch.optim.Optimizer, factor_at: Callable[[int], float]
-    ) -> Leap:
+    def _leap(self, name: str, predictor: Predictor) -> Leap:
         config, protocol, workload = self.config, self.config.protocol, self.workload
         sigma_over = protocol.rules.get("adaptive", {}).get("sigma_over", 5)
         return Leap(
-            workload.model, optimizer, predictor, config.horizons[0],
+            workload.model, self.optimizer, predictor, config.horizons[0],
             workload.drawn_loss if config.verify.resample else workload.verification_loss,
             name=name, interval=config.train.interval,
             rule=Rule(config.leap.rule, **protocol.rules.get("proximity", {}), sigma_over=sigma_over),
             every=config.leap.every, burn_in=config.leap.burn_in, cooldown=config.leap.cooldown,
             advance=config.leap.advance, moments=config.leap.moments, history=config.leap.history,
-            factor_at=factor_at, after=self._after_adoption, clock=self.clock,
+            factor_at=self.factor_at, after=self._after_adoption, clock=self.clock,
             weights_dtype=getattr(torch, protocol.history.weights),
             moments_dtype=getattr(torch, protocol.history.moments),
             device=torch.device(config.history_device) if config.history_device else None,

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
+
+from leapbench.config.schema import RunConfig
+from leapbench.prediction.clock import Clock
+from leapbench.records.folder import RunFolder
+from leapbench.training.scores import Scores
+from leapbench.training.step import Scored
+from leapbench.training.workload import Workload
 
 
 class Mode(Protocol):
@@ -42,3 +53,22 @@ class Mode(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         ...
+
+
+@dataclass(eq=False)
+class Parts:
+    """What either mode works with.
+
+    Attributes:
+        scored: the weights that the run would hand over.
+        factor_at: position -> what the learning rates are multiplied by.
+    """
+
+    config: RunConfig
+    workload: Workload
+    scored: Scored
+    optimizer: torch.optim.Optimizer
+    factor_at: Callable[[int], float]
+    clock: Clock
+    folder: RunFolder
+    scores: Scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,22 +9,17 @@ import torch
 
 from leapbench.config.choices import CascadeForm
 from leapbench.config.groups import ProtocolConfig
-from leapbench.config.schema import RunConfig
 from leapbench.names import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, VALIDATION, Regime
 from leapbench.prediction.candidate import Candidate, Candidates, Memo, key_of_sum
-from leapbench.prediction.clock import Clock
 from leapbench.prediction.distance import DistanceToTruth
 from leapbench.prediction.history import Ring
 from leapbench.prediction.moments import moments_of
 from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.regime import RegimeDetector
-from leapbench.records.folder import RunFolder
 from leapbench.training.cascade import chained, retrained
 from leapbench.training.landscape import along_the_direction
+from leapbench.training.mode import Parts
 from leapbench.training.parts import build_detector, build_predictors, unusable
-from leapbench.training.scores import Scores
-from leapbench.training.step import Scored
-from leapbench.training.workload import Workload
 
 
 @dataclass
@@ -49,7 +43,8 @@ class Pending:
     candidate: Candidate
 
 
-class Observer:
+@dataclass(eq=False)
+class Observer(Parts):
     """Takes snapshots, finds regimes, proposes, and fills in the truth when step t + K comes.
 
     What is observed are the weights that the run would hand over. Protocols that store snapshots in the same
@@ -59,19 +54,8 @@ class Observer:
         skipped: predictors left out, with the reason.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        workload: Workload,
-        scored: Scored,
-        optimizer: torch.optim.Optimizer,
-        factor_at: Callable[[int], float],
-        clock: Clock,
-        folder: RunFolder,
-        scores: Scores,
-    ) -> None:
-        self.config, self.workload, self.scored = config, workload, scored
-        self.clock, self.folder, self.scores = clock, folder, scores
+    def __post_init__(self) -> None:
+        config = self.config
         self.skipped = unusable(config)
         predictors = {
             name: build_predictors(config, protocol, self.skipped) for name, protocol in config.protocols.items()
@@ -79,16 +63,18 @@ class Observer:
         needs_moments = any(
             predictor.needs_moments for by_name in predictors.values() for predictor in by_name.values()
         )
-        self.moments = moments_of(optimizer, scored.weights) if needs_moments else None
+        self.moments = moments_of(self.optimizer, self.scored.weights) if needs_moments else None
         self.rings: dict[str, Ring] = {}
         device = torch.device(config.history_device) if config.history_device else None
         for name, protocol in config.protocols.items():
-            self.rings.setdefault(storage_of(protocol), self._ring(protocol, predictors[name], factor_at, device))
+            self.rings.setdefault(storage_of(protocol), self._ring(protocol, predictors[name], device))
         self.readings = [
             Reading(name, protocol, predictors[name], self.rings[storage_of(protocol)], build_detector(config, name))
             for name, protocol in config.protocols.items()
         ]
-        self.candidates = Candidates(workload.model, scored.weights, workload.verification_loss, device, clock)
+        self.candidates = Candidates(
+            self.workload.model, self.scored.weights, self.workload.verification_loss, device, self.clock
+        )
         self.memo: Memo = {}
         self.pending: dict[int, list[Pending]] = {}
         self.proposals = 0
@@ -222,20 +208,14 @@ class Observer:
         }
         self.proposals = state["proposals"]
 
-    def _ring(
-        self,
-        protocol: ProtocolConfig,
-        predictors: dict[str, Predictor],
-        factor_at: Callable[[int], float],
-        device: torch.device | None,
-    ) -> Ring:
+    def _ring(self, protocol: ProtocolConfig, predictors: dict[str, Predictor], device: torch.device | None) -> Ring:
         """A ring for the contexts of `predictors`; snapshots stay until the truth of their proposals is known."""
         intervals = -(-self.config.horizons[-1] // self.config.train.interval)
         return Ring(
             capacity=max((p.context for p in predictors.values()), default=1) + intervals,
             interval=self.config.train.interval,
             layout=self.scored.weights.layout,
-            factor_at=factor_at,
+            factor_at=self.factor_at,
             adam=self.moments.groups if self.moments else (),
             moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0),
             weights_dtype=getattr(torch, protocol.history.weights),

@@ -197,12 +197,13 @@ def test_a_checkpoint_that_cannot_be_read_is_named(lab, monkeypatch):
         run(config)
     folder = lab.results / "broken" / config.run_id
     assert not (folder / SUMMARY).exists() and not (folder / LOCK).exists()
-    state = (folder / CHECKPOINT).read_bytes()
-    (folder / CHECKPOINT).write_bytes(state[: len(state) // 2])
+    path = next((folder / CHECKPOINT).parent.glob("*.pt"))
+    state = path.read_bytes()
+    path.write_bytes(state[: len(state) // 2])
     kept = {stream: (folder / stream).read_bytes() for stream in STREAMS}
-    with pytest.raises(ConfigError, match=f"{config.run_id}/checkpoint/state.pt"):
+    with pytest.raises(ConfigError, match=f"{config.run_id}/checkpoint/{path.name} is not what"):
         run(config)
     assert {stream: (folder / stream).read_bytes() for stream in STREAMS} == kept
-    (folder / CHECKPOINT).write_bytes(state)
+    path.write_bytes(state)
     assert run(config).status == "completed"
     assert rows(folder, PROPOSALS)

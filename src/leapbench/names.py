@@ -107,4 +107,4 @@ CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"
 EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
 CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
 STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
-CHECKPOINT, LOCK = "checkpoint/state.pt", "lock"
+CHECKPOINT, LOCK = "checkpoint/latest.json", "lock"

@@ -17,7 +17,7 @@ import pytest
 
 from helpers import End, Lab, finished, records, start, write_app
 from leapbench.cluster.slurm import submissions
-from leapbench.names import PROJECT, SUMMARY
+from leapbench.names import CHECKPOINT, META, PROJECT, SUMMARY
 from leapbench.training.run import run
 from slurm_cluster import SlurmCluster, checkout, commit, unavailable
 
@@ -121,7 +121,7 @@ def starts(folder: Path) -> list[dict]:
 
 def started(folder: Path, count: int = 1) -> bool:
     """Whether the run trains, in its start number `count`: it has written a checkpoint since."""
-    checkpoint, meta = folder / "checkpoint/state.pt", folder / "meta.json"
+    checkpoint, meta = folder / CHECKPOINT, folder / META
     try:
         return len(starts(folder)) >= count and checkpoint.stat().st_mtime > meta.stat().st_mtime
     except FileNotFoundError:

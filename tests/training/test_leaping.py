@@ -25,6 +25,7 @@ from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
 from leapbench.prediction.clock import CHARGED
+from leapbench.records import checkpoint
 from leapbench.training.pace import PdtPace
 from leapbench.training.run import run
 
@@ -308,7 +309,7 @@ def test_checkpoints_keep_position_and_moments(lab, monkeypatch):
     config = lab.config(*extra, "suite=kept")
     with interrupted(monkeypatch, 9):
         run(config)
-    state = torch.load(lab.results / "kept" / config.run_id / CHECKPOINT, weights_only=False)
+    state = checkpoint.load(lab.results / "kept" / config.run_id, config.run_id, torch.device("cpu"))
     assert (state["step"], state["position"]) == (9, 12)  # a leap of 3 at step 8
     moments = next(iter(state["optimizer"]["state"].values()))
     assert float(moments["step"]) == 9.0  # the count stays; the moments hold the one gradient since the leap

@@ -12,11 +12,9 @@ produced again by the run that resumes from that checkpoint.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
-import pickle
 import shutil
 import time
 from io import FileIO
@@ -36,6 +34,7 @@ from leapbench.names import (
     SUMMARY,
     Status,
 )
+from leapbench.records import checkpoint
 from leapbench.records.files import utc, write_json, write_text
 from leapbench.records.lock import HeldError, Lock, LostError
 
@@ -134,38 +133,16 @@ class RunFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the rolling checkpoint atomically; the rows written so far are on disk before it is."""
         self._write(sync=True)
-        target = self.path / CHECKPOINT
-        target.parent.mkdir(exist_ok=True)
-        part = target.with_suffix(".part")
         offsets = {name: file.tell() for name, file in self._files.items()}
-        try:
-            with part.open("wb") as file:
-                torch.save({"offsets": offsets, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except RuntimeError as error:  # torch's zip writer reports a full disk with an error of its own
-            part.unlink(missing_ok=True)
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-        os.replace(part, target)
+        checkpoint.save(self.path, self.path.name, {"offsets": offsets, **state})
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The last checkpoint with its tensors on `device`, or None.
 
         Raises:
-            ConfigError: it is damaged.
+            ConfigError: it is damaged, or another run's.
         """
-        target = self.path / CHECKPOINT
-        if not target.is_file():
-            return None
-        try:
-            return torch.load(target, map_location=device, weights_only=False)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            truncated = isinstance(error, OSError) and error.errno == errno.EINVAL
-            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not truncated):
-                raise
-            raise ConfigError(f"{target} is damaged; delete it, and the run starts over") from None
+        return checkpoint.load(self.path, self.path.name, device)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""

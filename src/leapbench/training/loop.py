@@ -135,13 +135,17 @@ def set_rng(seed: int) -> None:
 def rng_state(device: torch.device) -> dict[str, Any]:
     """The generators' states, for a checkpoint."""
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+    legacy: Any = np.random.get_state()
+    name, keys, *rest = legacy
+    return {
+        "python": random.getstate(), "numpy": [name, keys.tolist(), *rest], "torch": torch.get_rng_state(), "cuda": cuda
+    }  # fmt: skip
 
 
 def load_rng(state: dict[str, Any], device: torch.device) -> None:
     """Take the generators' states from a checkpoint."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state(tuple(state["numpy"]))
     torch.set_rng_state(state["torch"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

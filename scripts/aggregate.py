@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from leapbench import tables
-from leapbench.names import PROJECT
+from leapbench.names import PROJECT, Status
 from leapbench.records.read import load_suite, suites_in
 from leapbench.records.rows import RecordError
 
@@ -29,11 +29,12 @@ def main() -> int:
     parser.add_argument("--published", type=Path, default=PROJECT / "results/published", help="the cited figures")
     args = parser.parse_args()
     published = tables.load_published(args.published)
-    problems = [
-        problem
-        for name in ([args.suite] if args.suite else suites_in(args.results))
-        for problem in aggregate(args, name, published)
-    ]
+    problems = []
+    for name in [args.suite] if args.suite else suites_in(args.results):
+        try:
+            problems += aggregate(args, name, published)
+        except RecordError as error:  # the other suites' tables are made all the same
+            problems.append(str(error))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return int(bool(problems))
@@ -56,7 +57,8 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
         if args.only or table.name in MAIN:
             print(tables.console(table, compact=not args.only))
     print(f"\nwrote {len(paths)} files to {folder}: {', '.join(path.name for path in paths)}")
-    return [problem for table in suite_tables for problem in table.problems]
+    damaged = suite.runs.loc[suite.runs["status"] == Status.damaged, "reason"]
+    return [*damaged, *(problem for table in suite_tables for problem in table.problems)]
 
 
 if __name__ == "__main__":

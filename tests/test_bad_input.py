@@ -9,9 +9,7 @@ import pytest
 
 from helpers import EVERY_3_STEPS, call, captured, finished, interrupted, records, rows, start
 from leapbench.config.errors import ConfigError
-from leapbench.names import CHECKPOINT, LOCK, PROJECT, PROPOSALS, STREAMS, SUMMARY
-from leapbench.records.read import load_suite
-from leapbench.records.rows import RecordError
+from leapbench.names import CHECKPOINT, LOCK, PROPOSALS, STREAMS, SUMMARY
 from leapbench.training.run import run
 
 
@@ -172,23 +170,6 @@ def test_a_full_disk_loses_nothing(lab, tmpfs, tmp_path, monkeypatch):
     assert end.status == 0, end.err
     assert drawn[0] == 9, "it should go on from the checkpoint of step 9"
     assert records(folder) == expected
-
-
-def test_a_line_cut_in_half_is_named(lab, tmp_path):
-    config = lab.config("predictor=linear", "suite=cut")
-    folder = run(config).folder
-    path = folder / PROPOSALS
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
-    with pytest.raises(RecordError) as error:
-        load_suite(folder.parent)
-    assert str(error.value).startswith(f"{path}:{len(lines)}: ") and "\n" not in str(error.value)
-    path.write_bytes(b"".join([*lines[:4], lines[4][:30] + b"\n", *lines[5:]]))
-    words = ("--suite", "cut", "--results", str(lab.results), "--out", str(tmp_path / "out"))
-    end = finished(start(tmp_path, *words, script=PROJECT / "scripts" / "aggregate.py"), 120)
-    assert end.status == 1
-    assert len(end.err.splitlines()) == 1 and f"{path}:5: " in end.err
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(lab, monkeypatch):

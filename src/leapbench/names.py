@@ -97,10 +97,11 @@ class Status(StrEnum):
     running = auto()
     pending = auto()
     missing = auto()
+    damaged = auto()  # its records are not what it wrote
 
 
 FAILURES = (Status.diverged, Status.failed)
-UNCOUNTED = (Status.failed, Status.diverged, Status.skipped, Status.partial)
+UNCOUNTED = (Status.failed, Status.diverged, Status.skipped, Status.partial, Status.damaged)
 
 # The files of a run.
 CONFIG, META, SUMMARY = "config.yaml", "meta.json", "summary.json"

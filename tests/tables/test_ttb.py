@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import script
+from helpers import reseal, script
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
 from leapbench.records.read import load_suite
@@ -395,6 +395,7 @@ def test_a_cascade_is_one_leap(tmp_path):
     run = write_leap_run(tmp_path / "s", predictor="linear", **FASTER, leaps=(100,))
     row = (run / "leaps.jsonl").read_text()
     (run / "leaps.jsonl").write_text(row + row.replace('"link": 1', '"link": 2'))
+    reseal(run)
     published = tables.load_published(PUBLISHED)
     frame = made(tmp_path / "s", published, "after_leap").frame
     assert frame.loc[frame["after"] == 0, "n_leaps"].eq(1).all()

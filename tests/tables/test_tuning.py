@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from helpers import script
+from helpers import reseal, script
 from leapbench.cluster.sweep import specification
 from leapbench.config.errors import ConfigError
 from leapbench.config.tuned import Cell, method_of, tuned_lr
@@ -174,9 +174,9 @@ def test_a_method_that_is_not_tuned_names_its_sweep(folder):
 # ---- scripts/tune.py -------------------------------------------------------------------------------------------------
 
 
-def write_run(suite: Path, run_id: str, lr: float, seed: int, verification: float | None, **changes: Any) -> None:
+def write_run(suite: Path, lr: float, seed: int, verification: float | None, **changes: Any) -> Path:
     """A run whose last verification loss is given; None: it diverged. Its validation loss falls with the rate."""
-    folder = suite / run_id
+    folder = suite / "new"
     folder.mkdir(parents=True)
     named = {key: {"name": getattr(CELL, key)} for key in ("model", "dataset", "schedule")}
     config = science(predictors={}) | named | {"optimizer": {"name": "sgd", "lr": lr}, "seed": seed}
@@ -188,6 +188,7 @@ def write_run(suite: Path, run_id: str, lr: float, seed: int, verification: floa
     rows = [{"step": step, "split": split, "loss_nats": loss} for step, split, loss in losses]
     (folder / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "summary.json").write_text(json.dumps({"status": status, "reason": None}))
+    return reseal(folder)
 
 
 @pytest.fixture
@@ -199,9 +200,10 @@ def tune(monkeypatch, tmp_path):
 
 def test_the_script_writes_what_is_looked_up(tune, tmp_path):
     raw, path = tmp_path / "raw", tmp_path / "out" / "net_data.yaml"
-    for lr, losses in {0.1: (2.0, 2.0), 0.3: (1.0, 1.2), 0.9: (1.5, None)}.items():
-        for seed, loss in enumerate(losses):
-            write_run(raw / "base", f"{lr}-{seed}", lr, seed, loss)
+    runs = {
+        lr: [write_run(raw / "base", lr, seed, loss).name for seed, loss in enumerate(losses)]
+        for lr, losses in {0.1: (2.0, 2.0), 0.3: (1.0, 1.2), 0.9: (1.5, None)}.items()
+    }
     status, out, err = tune("base")
     assert (status, err) == (0, "")
     assert "sgd, cosine, none: lr=0.3 of [0.1, 0.3, 0.9]" in out
@@ -209,11 +211,11 @@ def test_the_script_writes_what_is_looked_up(tune, tmp_path):
     text = path.read_text()
     assert text.startswith("# Learning rates tuned for net on data.")
     (entry,) = yaml.safe_load(text)
-    assert entry["grid"][2] == {"lr": 0.9, "mean": None, "losses": [1.5, None], "run_ids": ["0.9-0", "0.9-1"]}
+    assert entry["grid"][2] == {"lr": 0.9, "mean": None, "losses": [1.5, None], "run_ids": runs[0.9]}
 
     # A later suite adds its methods and leaves the rest as it is.
     for lr, loss in ((0.15, 2.0), (0.3, 1.0)):
-        write_run(raw / "methods", f"{lr}", lr, 0, loss, predictors={"linear": {}})
+        write_run(raw / "methods", lr, 0, loss, predictors={"linear": {}})
     status, out, err = tune("methods")
     assert status == 0
     assert (
@@ -227,17 +229,17 @@ def test_the_script_writes_what_is_looked_up(tune, tmp_path):
 
 def test_the_script_wants_every_run_to_its_end(tune, tmp_path):
     suite = tmp_path / "raw" / "base"
-    write_run(suite, "whole", 0.1, 0, 1.0)
-    write_run(suite, "broken", 0.2, 0, 1.0)
-    (suite / "broken" / "summary.json").unlink()
+    write_run(suite, 0.1, 0, 1.0)
+    broken = write_run(suite, 0.2, 0, 1.0)
+    (broken / "summary.json").unlink()
     status, _, _ = tune("base")
-    assert status.endswith("tuning needs every run to its end; these have none: broken (partial)")
+    assert status.endswith(f"tuning needs every run to its end; these have none: {broken.name} (partial)")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_script_wants_runs_of_mode_leap(tune, tmp_path):
-    write_run(tmp_path / "raw" / "base", "observer", 0.1, 0, 1.0, mode="observe")
-    assert tune("base")[0].endswith("base/observer: mode=observe; rates are tuned with mode=leap")
+    run = write_run(tmp_path / "raw" / "base", 0.1, 0, 1.0, mode="observe")
+    assert tune("base")[0].endswith(f"base/{run.name}: mode=observe; rates are tuned with mode=leap")
 
 
 # ---- what is committed -----------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ from leapbench.names import (
 from leapbench.records import checkpoint
 from leapbench.records.files import utc, write_json, write_text
 from leapbench.records.lock import HeldError, Lock, LostError
+from leapbench.records.seal import SCHEMA, sealed
 
-SCHEMA = 1
 # Seconds between two batches of rows.
 FLUSH_S = 5.0
 
@@ -145,9 +145,9 @@ class RunFolder:
         return checkpoint.load(self.path, self.path.name, device)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""
+        """Seal the run with summary.json, last of all; drop the checkpoint of a run that will never be resumed."""
         self._write(sync=True)
-        write_json(self.path / SUMMARY, summary)
+        write_json(self.path / SUMMARY, sealed(self.path, summary))
         if summary["status"] != Status.failed:
             shutil.rmtree((self.path / CHECKPOINT).parent, ignore_errors=True)
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from leapbench.config.schema import digest
 from leapbench.names import (
     CASCADE,
     CONFIG,
@@ -26,7 +27,8 @@ from leapbench.names import (
     UNCOUNTED,
     Status,
 )
-from leapbench.records.rows import COLUMNS, KEYS, RecordError, read_rows
+from leapbench.records.rows import COLUMNS, KEYS, RecordError, no_rows, parse_rows
+from leapbench.records.seal import check, contents
 from leapbench.records.settings import settings
 
 # What identifies an observed training, apart from its seed.
@@ -132,12 +134,15 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
     configs: dict[str, dict[str, Any]] = {}
     tables: dict[str, list[pa.Table]] = {file: [] for file in COLUMNS}
     for run in folders:
-        row, science = _read_run(run)
+        try:
+            row, science, records_of_run = _read_run(run)
+        except RecordError as error:
+            row, science, records_of_run = {**_BLANK, "run_id": run.name, "reason": str(error)}, {}, {}
         rows.append(row)
         if science:
             configs[run.name] = science
         for file, parts in tables.items():
-            table = read_rows(run / file, complete=row["status"] != Status.partial)
+            table = records_of_run.get(file, no_rows(file))
             if len(table) or not parts:  # thousands of tables without rows take more memory than those with
                 parts.append(table.append_column("run_id", pa.array([run.name] * len(table), pa.string())))
     runs = pd.DataFrame(rows).astype({"seed": "Int64", "interval": "Int64", "steps": "Int64", "lr": float})
@@ -146,22 +151,29 @@ def load_suite(folder: str | Path, only: str | None = None) -> Suite:
     return Suite(folder.name, folder, runs, records, configs)
 
 
-def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One row of `runs`, and the science part of the run's config (empty if it was killed before writing it)."""
-    summary = _read_json(run / SUMMARY)
-    config = _read_config(run / CONFIG)
-    if summary and not config:
-        raise RecordError(f"{run / CONFIG}: missing, though {SUMMARY} says that the run ended")
+def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, pa.Table]]:
+    """One row of `runs`, the science part of the run's config (empty if it was killed before writing it), its records.
+
+    Raises:
+        RecordError: a file cannot be read, or is not what the run wrote.
+    """
+    files = contents(run)
+    summary = _parse_json(run / SUMMARY, (run / SUMMARY).read_bytes()) if (run / SUMMARY).is_file() else {}
+    if summary:
+        check(run, summary, files)
+    config = _parse_config(run / CONFIG, files[CONFIG]) if CONFIG in files else {}
+    meta = {}
     try:
-        meta = _read_json(run / META)
+        meta = _parse_json(run / META, files[META]) if META in files else {}
     except RecordError:
         if summary:
             raise
-        meta = {}
     status = summary.get("status", Status.partial)
     if status not in (Status.completed, *UNCOUNTED):
         raise RecordError(f"{run / SUMMARY}: unknown status {status!r}")
     science = config.get("science", {})
+    if summary and digest(science) != run.name:
+        raise RecordError(f"{run}: holds run {digest(science)}; a run's folder has the run's id for a name")
     try:
         fields = {
             "model": science["model"]["name"], "dataset": science["dataset"]["name"],
@@ -172,24 +184,27 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         } if science else {}  # fmt: skip
     except (KeyError, TypeError) as error:
         raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
-    blank = dict.fromkeys(("model", "dataset", "optimizer", "schedule", "mode", "predictor"), "") | dict.fromkeys(
-        ("lr", "seed", "interval", "steps")
-    )
-    row = {
-        "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **(fields or blank), "status": status,
+    row = _BLANK | {
+        "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **fields, "status": status,
         "reason": summary.get("reason") or ("" if summary else f"no {SUMMARY}: still running, or killed"),
         "skipped": summary.get("skipped") or {}, "git_commit": meta.get("git_commit") or "unknown",
         "git_dirty": bool(meta.get("git_dirty")), "parameters": meta.get("parameters"),
     }  # fmt: skip
-    return row, science
+    records = {file: parse_rows(run / file, files.get(file, b""), complete=bool(summary)) for file in COLUMNS}
+    return row, science, records
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or {} if the file is absent."""
-    if not path.is_file():
-        return {}
+# What is known of a run that cannot be read.
+_BLANK: dict[str, Any] = {
+    **dict.fromkeys(("trajectory", "model", "dataset", "optimizer", "schedule", "mode", "predictor", "reason"), ""),
+    **dict.fromkeys(("lr", "seed", "interval", "steps", "parameters")),
+    "status": Status.damaged, "skipped": {}, "git_commit": "unknown", "git_dirty": False,
+}  # fmt: skip
+
+
+def _parse_json(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(raw)
     except ValueError as error:
         line = getattr(error, "lineno", 1)
         raise RecordError(f"{path}:{line}: not readable as JSON ({error})") from None
@@ -198,11 +213,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A config.yaml, or {} if the file is absent. Read-only: runs of one cell share all but the seed."""
-    if not path.is_file():
-        return {}
-    raw = path.read_bytes()
+def _parse_config(path: Path, raw: bytes) -> dict[str, Any]:
+    """A config.yaml. Read-only: runs of one cell share all but the seed."""
     seed = _SEED.search(raw)
     try:
         config = _parsed(_SEED.sub(b"  seed: 0", raw, count=1))

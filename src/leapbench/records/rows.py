@@ -48,10 +48,14 @@ def _schema(file: str) -> pa.Schema:
     return pa.schema([(name, types[_kind(name)]) for name in COLUMNS[file].split()])
 
 
-def read_rows(path: Path, complete: bool) -> pa.Table:
-    """A jsonl file as a table; absent or empty means no rows. An unfinished last line is dropped unless complete."""
+def no_rows(file: str) -> pa.Table:
+    """An empty table with the columns of `file`."""
+    return _schema(file).empty_table()
+
+
+def parse_rows(path: Path, raw: bytes, complete: bool) -> pa.Table:
+    """The content of a jsonl file as a table. An unfinished last line is dropped unless complete."""
     schema = _schema(path.name)
-    raw = path.read_bytes() if path.is_file() else b""
     if not complete:
         raw = raw[: raw.rfind(b"\n") + 1]
     if not raw.strip():

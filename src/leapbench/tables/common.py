@@ -125,7 +125,11 @@ def not_counted(suite: Suite) -> list[str]:
             parts = [run["model"] or "?", run["dataset"] or "?", *([run["predictor"]] if run["mode"] == "leap" else [])]
             label = f"{run['run_id']} ({', '.join(parts)}, seed {seed})"
             reason = str(run["reason"]).strip().splitlines()
-            lines.append(f"{status}: {label}{': ' + reason[-1] if reason else ''}")
+            lines.append(
+                f"{status}: {reason[-1]}"  # which names the path
+                if status == Status.damaged
+                else f"{status}: {label}{': ' + reason[-1] if reason else ''}"
+            )
     skipped: dict[tuple[str, str], list[str]] = {}
     for run in suite.runs.to_dict("records"):
         for predictor, cause in run["skipped"].items():

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from leapbench.records.files import write_json
+from leapbench.records.seal import SCHEMA, sealed
+
 RULES = {
     "exact": {"adaptive": {"sigma_over": 5}, "proximity": {"tolerance": 0.05, "two_sided": True}},
     "paper": {"adaptive": {"sigma_over": 5}, "proximity": {"tolerance": 0.05, "two_sided": True}},
@@ -63,7 +66,7 @@ def write_run(
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump({"science": science, "machine": {"suite": suite.name}}))
     meta = {
-        "schema": 1,
+        "schema": SCHEMA,
         "run_id": run_id,
         "trajectory": trajectory,
         "git_commit": "0123abc",
@@ -89,7 +92,7 @@ def write_run(
             "final": {},
             "totals": {},
         }
-        (run / "summary.json").write_text(json.dumps(summary))
+        write_json(run / "summary.json", sealed(run, summary))
     return run
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from leapbench.records.files import write_json
+from leapbench.records.seal import SCHEMA, sealed
+
 STEP_S = 0.1
 
 
@@ -74,7 +77,7 @@ def write_leap_run(
     run = suite / run_id
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump({"science": science, "machine": {"suite": suite.name}}))
-    meta = {"schema": 1, "run_id": run_id, "trajectory": "same", "git_commit": "0123abc", "git_dirty": False}
+    meta = {"schema": SCHEMA, "run_id": run_id, "trajectory": "same", "git_commit": "0123abc", "git_dirty": False}
     (run / "meta.json").write_text(json.dumps({**meta, "parameters": 9}))
 
     rng = np.random.default_rng([seed, len(predictor or "")])
@@ -113,5 +116,5 @@ def write_leap_run(
         (run / file).write_text("".join(json.dumps(one) + "\n" for one in rows))
     if status is not None:
         summary = {"status": status, "reason": reason, "steps": steps, "skipped": {}, "final": {}, "totals": {}}
-        (run / "summary.json").write_text(json.dumps(summary))
+        write_json(run / "summary.json", sealed(run, summary))
     return run

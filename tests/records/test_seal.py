@@ -18,7 +18,7 @@ sys.path.insert(0, str(GOLDEN))
 
 from synthetic import write_run  # noqa: E402
 
-SMALL = {"K": (50,), "steps": 200}
+SMALL = {"K": (50, 100), "steps": 400}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -56,7 +56,7 @@ FAULTS = {
     "a seed edited and resealed": (edit_seed_and_reseal, ": holds run "),
     "a commit edited": (lambda run: edit(run / META, "0123abc", "4567def"), f"{META}: changed since the run ended"),
     "the summary edited": (
-        lambda run: edit(run / SUMMARY, '"steps": 200', '"steps": 100'), f"{SUMMARY}: changed since the run wrote it"
+        lambda run: edit(run / SUMMARY, '"steps": 400', '"steps": 100'), f"{SUMMARY}: changed since the run wrote it"
     ),
     "another schema": (lambda run: edit(run / SUMMARY, '"schema": 2', '"schema": 1'), f"{SUMMARY}: schema 1, but"),
     "no schema": (lambda run: (run / SUMMARY).write_text('{"status": "completed"}'), f"{SUMMARY}: schema None, but"),

@@ -45,8 +45,9 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
     suite = load_suite(args.results / name)
     counts = suite.runs["status"].value_counts()
     print(f"{name}: {len(suite.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items()))
-    for note in tables.not_counted(suite):
-        print(f"  not counted: {note}")
+    for heading, notes in tables.notes_on(suite).items():
+        for note in notes:
+            print(f"  {heading.lower()}: {note}")
     for note in tables.without_target(suite):
         print(f"  no time_to_baseline: {note}")
     folder = args.out / "tables" / name

@@ -17,9 +17,11 @@ from leapbench.cli import SweepError
 from leapbench.cluster.sweep import commands, specification
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
-from leapbench.names import PROJECT, SUMMARY
+from leapbench.names import META, PROJECT, SUMMARY
 from leapbench.records.files import write_json
 from leapbench.records.plan import PlannedRun
+from leapbench.records.seal import SCHEMA
+from leapbench.records.sources import code_of
 
 BASE = ["regime=published"]
 
@@ -195,10 +197,11 @@ def test_runs_that_have_ended_are_reported_and_not_launched(sweeper, tmp_path, c
     own.launcher = launcher = Launcher("completed")
     arguments = [*BASE, *typed[:2], f"results_dir={tmp_path}"]
     first, second = own.plan(OverridesParser.create().parse_overrides(arguments))
-    end = {"status": "completed", "reason": None}
+    end = {"schema": SCHEMA, "status": "completed", "reason": None}
     for job in (first, second):
         folder = job.config.folder
         folder.mkdir(parents=True)
+        write_json(folder / META, {"code": code_of(job.config.science())})
         write_json(folder / SUMMARY, end | {"status": "completed" if job is first else "failed"})
     own.sweep(arguments)  # a failed run is run again
     assert [len(batch) for _, batch in launcher.batches] == [1]

@@ -13,8 +13,9 @@ from leapbench.training.parts import build_predictors, check_contexts, unusable
 # One other value for every key of conf/config.yaml, and of the groups it starts with.
 MACHINE = {
     "suite": "other", "results_dir": "elsewhere", "cache_dir": "cache", "device": "cpu", "history_device": "cpu",
-    "threads": 2, "progress": False, "allow_dirty": True, "checkpoint.every_s": 1.0, "checkpoint.every_steps": 10,
-    "logger": "wandb", "wandb.mode": "offline", "wandb.project": "mine", "dataset.workers": 2,
+    "threads": 2, "progress": False, "allow_dirty": True, "stale": "accept", "checkpoint.every_s": 1.0,
+    "checkpoint.every_steps": 10, "logger": "wandb", "wandb.mode": "offline", "wandb.project": "mine",
+    "dataset.workers": 2,
 }  # fmt: skip
 SCIENCE = {
     "K": [5, 10], "seed": 1,

@@ -76,7 +76,8 @@ class LeapSweeper(BasicSweeper):
         """
         from leapbench.cli import report, summarise
         from leapbench.config.errors import ConfigError
-        from leapbench.records.plan import PlannedRun, ended
+        from leapbench.records.plan import PlannedRun
+        from leapbench.training.earlier import endings
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None
         if self.max_batch_size is not None and self.max_batch_size < 1:
@@ -88,7 +89,7 @@ class LeapSweeper(BasicSweeper):
                 print(PlannedRun.of(job.config, job.overrides).line())
             return []
 
-        results = [ended(job.config) for job in jobs]
+        results = endings(job.config for job in jobs)
         for result in filter(None, results):
             report(result)
         remaining = [number for number, result in enumerate(results) if result is None]

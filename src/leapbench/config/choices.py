@@ -35,6 +35,13 @@ class Loading(StrEnum):
     streamed = auto()
 
 
+class Stale(StrEnum):
+    """What happens to a run whose code or data have changed since it was recorded: refused, or taken as it is."""
+
+    error = auto()
+    accept = auto()
+
+
 class LrFrom(StrEnum):
     """Where a learning rate comes from."""
 

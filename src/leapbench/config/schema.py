@@ -14,6 +14,7 @@ from leapbench.config.choices import (
     Init,
     LoggerName,
     SequenceLayout,
+    Stale,
 )
 from leapbench.config.groups import (
     CascadeConfig,
@@ -68,6 +69,7 @@ class RunConfig:
     threads: int = bounded(1, least=1)
     progress: bool = True
     allow_dirty: bool = False
+    stale: Stale = Stale.error
     logger: LoggerName = LoggerName.none
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
@@ -152,7 +154,7 @@ class RunConfig:
 
 MACHINE_KEYS = (
     "suite", "results_dir", "cache_dir", "device", "history_device", "threads", "progress", "allow_dirty",
-    "checkpoint", "logger", "wandb", "regime.file", "dataset.workers",
+    "stale",     "checkpoint", "logger", "wandb", "regime.file", "dataset.workers",
 )  # fmt: skip
 
 

@@ -125,6 +125,18 @@ def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     return _file(IMAGE_SOURCES[cfg.source]).open_images(cfg, cache_dir)
 
 
+def content_sha256(cfg: DatasetConfig) -> str | None:
+    """The hash that a run would record of its data; None where they are not on this machine."""
+    if cfg.source == Source.hub and not Path(str(cfg.path)).expanduser().is_dir():
+        return None
+    try:
+        if cfg.image is not None:
+            return str(_file(IMAGE_SOURCES[cfg.source]).content_sha256(cfg))
+        return str(_file(SOURCES[cfg.source]).open_corpus(cfg).sha256)
+    except (ConfigError, OSError, KeyError):
+        return None
+
+
 def _file(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 

@@ -38,6 +38,12 @@ def bundled() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
+def content_sha256(cfg: DatasetConfig) -> str:
+    """Sha256, hex, over pixels and labels."""
+    pixels, labels = bundled()
+    return hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
+
+
 def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     """The digits, split so that every class has the same share in each split; the split is always the same.
 
@@ -61,5 +67,4 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
         Resident(channels[numbers], torch.from_numpy(labels)[numbers], WHITE, image)
         for numbers in map(torch.from_numpy, np.split(order, [train, len(labels) - VALIDATION]))
     )
-    sha256 = hashlib.sha256(pixels.tobytes() + labels.tobytes()).hexdigest()
-    return ImageSplits(train_split, verification, validation, sha256)
+    return ImageSplits(train_split, verification, validation, content_sha256(cfg))

@@ -39,12 +39,7 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
     """
     image = cfg.image
     assert image is not None
-    folder = folder_of(cfg)
-    train_files = shards(folder, "train")
-    validation_files = shards(folder, "validation") or shards(folder, "test")
-    if not train_files or not validation_files:
-        missing = "validation or test" if train_files else "train"
-        raise ConfigError(f"{folder} has no {missing} split: no {missing}-*.parquet and no {missing}/*.parquet in it")
+    train_files, validation_files = _files(cfg)
     read, labels = _table(train_files, image, cache_dir)
     if not image.held_out < len(labels):
         raise ConfigError(
@@ -58,8 +53,29 @@ def open_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
         _split(read, labels, train, cfg),
         _split(read, labels, verification, cfg),
         _split(read_validation, validation_labels, np.arange(len(validation_labels)), cfg),
-        hash_footers(folder, train_files + validation_files),
+        content_sha256(cfg),
     )
+
+
+def content_sha256(cfg: DatasetConfig) -> str:
+    """The hash of the files' footers, see :func:`hash_footers`."""
+    train_files, validation_files = _files(cfg)
+    return hash_footers(folder_of(cfg), train_files + validation_files)
+
+
+def _files(cfg: DatasetConfig) -> tuple[list[Path], list[Path]]:
+    """The parquet files for training and for validation.
+
+    Raises:
+        ConfigError: there are none for one of them.
+    """
+    folder = folder_of(cfg)
+    train_files = shards(folder, "train")
+    validation_files = shards(folder, "validation") or shards(folder, "test")
+    if not train_files or not validation_files:
+        missing = "validation or test" if train_files else "train"
+        raise ConfigError(f"{folder} has no {missing} split: no {missing}-*.parquet and no {missing}/*.parquet in it")
+    return train_files, validation_files
 
 
 def hash_footers(folder: Path, files: list[Path]) -> str:

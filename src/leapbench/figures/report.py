@@ -55,8 +55,9 @@ def report(suite: Suite, suite_tables: list[Table], figures: list[Path], folder:
         versions = zip(runs["git_commit"], runs["git_dirty"], strict=True)
         commits = sorted({f"{commit[:12]}{' + changes' if dirty else ''}" for commit, dirty in versions})
         lines.append(f"| {status} | {len(runs)} | {', '.join(commits)} |")
-    notes = tables.not_counted(suite)
-    lines += ["", *(["Not counted:", "", *(f"- {note}" for note in notes), ""] if notes else [])]
+    lines.append("")
+    for heading, notes in tables.notes_on(suite).items():
+        lines += [f"{heading}:", "", *(f"- {note}" for note in notes), ""] if notes else []
     lines += ["## Tables", "", "`make tables` also writes LaTeX, and a csv with a row per seed where there is one.", ""]
     for table in suite_tables:
         kinds = ", ".join(f"[{end}]({table.name}.{end})" for end in ("md", "csv"))

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from leapbench.config.schema import RunConfig, digest
-from leapbench.names import Status
-from leapbench.records.files import read_summary
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,3 @@ class PlannedRun:
         values = json.loads(line)
         tuples = {key: tuple(values[key]) for key in ("kind", "overrides")}
         return cls(**values | tuples | {"folder": Path(values["folder"])})
-
-
-def ended(config: RunConfig) -> dict[str, str] | None:
-    """How the run of `config` ended: status, run_id, folder, reason; None if it is not finished."""
-    summary = read_summary(config.folder)
-    if summary is None or summary["status"] == Status.failed:
-        return None
-    return {
-        "status": summary["status"], "run_id": config.run_id, "folder": str(config.folder),
-        "reason": summary["reason"] or "",
-    }  # fmt: skip

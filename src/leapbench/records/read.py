@@ -51,9 +51,10 @@ class Suite:
 
     `runs` has one row per run folder: run_id, mode (observe | leap; empty if killed before it was written), trajectory,
     seed, model, dataset, optimizer, lr, setting, schedule, predictor (names, joined by +), status (completed |
-    diverged | skipped | failed | partial), reason, skipped (predictors and why), interval, steps, git_commit, git_dirty
-    and parameters. `setting` names what else differs between observed runs of one workload. `records` holds the rows
-    of both modes, with run_id; the properties those of mode=observe; `configs` the science part of each config.yaml.
+    diverged | skipped | failed | partial | damaged), reason, skipped (predictors and why), interval, steps, git_commit,
+    git_dirty, parameters, code (module -> hash), codes (how many versions of it wrote the run), dataset_sha256 and
+    torch. `setting` names what else differs between observed runs of one workload. `records` holds the rows of both
+    modes, with run_id; the properties those of mode=observe; `configs` the science part of each config.yaml.
     """
 
     name: str
@@ -189,6 +190,8 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, pa.T
         "reason": summary.get("reason") or ("" if summary else f"no {SUMMARY}: still running, or killed"),
         "skipped": summary.get("skipped") or {}, "git_commit": meta.get("git_commit") or "unknown",
         "git_dirty": bool(meta.get("git_dirty")), "parameters": meta.get("parameters"),
+        "code": meta.get("code") or {}, "codes": len({start.get("code") for start in meta.get("starts", [])}),
+        "dataset_sha256": meta.get("dataset_sha256"), "torch": meta.get("torch"),
     }  # fmt: skip
     records = {file: parse_rows(run / file, files.get(file, b""), complete=bool(summary)) for file in COLUMNS}
     return row, science, records
@@ -199,6 +202,7 @@ _BLANK: dict[str, Any] = {
     **dict.fromkeys(("trajectory", "model", "dataset", "optimizer", "schedule", "mode", "predictor", "reason"), ""),
     **dict.fromkeys(("lr", "seed", "interval", "steps", "parameters")),
     "status": Status.damaged, "skipped": {}, "git_commit": "unknown", "git_dirty": False,
+    "code": {}, "codes": 0, "dataset_sha256": None, "torch": None,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from leapbench.names import JUDGED, LEAPS
 from leapbench.records.read import Suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
-from leapbench.tables.common import Published, Table, load_published, not_counted
+from leapbench.tables.common import Published, Table, load_published, mixed, not_counted, notes_on
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.leaping import after_leap, leap_overhead
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
@@ -25,7 +25,9 @@ __all__ = [
     "build",
     "console",
     "load_published",
+    "mixed",
     "not_counted",
+    "notes_on",
     "without_target",
     "write",
     "write_csv",
@@ -114,7 +116,7 @@ def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     """Write csv, md and tex (and the per-seed csv) under `folder`; returns the paths."""
     paths = write_csv(table, folder)
     bodies = sections(table)
-    notes = not_counted(suite.part("leap" if table.name in LEAPT else "observe"))
+    notes = notes_on(suite.part("leap" if table.name in LEAPT else "observe"))
     for end, text in (
         ("md", markdown(table, suite.name, notes, bodies)),
         ("tex", latex(table, suite.name, bodies)),

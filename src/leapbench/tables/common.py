@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,28 @@ def not_counted(suite: Suite) -> list[str]:
         for (predictor, reason), ids in skipped.items()
     ]
     return lines
+
+
+def mixed(suite: Suite) -> list[str]:
+    """One line per part of the code, data set or PyTorch that is not the same in all completed runs."""
+    runs = suite.runs[suite.runs["status"] == Status.completed]
+    versions: dict[str, Counter[str]] = {}
+    for run in runs.to_dict("records"):
+        for module, sha256 in run["code"].items():
+            versions.setdefault(f"code: {module}", Counter())[sha256] += 1
+        versions.setdefault(f"data: {run['dataset']}", Counter())[str(run["dataset_sha256"])] += 1
+        versions.setdefault("torch", Counter())[str(run["torch"])] += 1
+    lines = []
+    for part, counts in versions.items():
+        sizes = " and ".join(str(n) for _, n in counts.most_common())
+        if len(counts) > 1:
+            lines.append(f"{part} has {len(counts)} versions among the runs (of {sizes} runs)")
+    return lines + [f"code: run {run} was continued with other code" for run in runs.loc[runs["codes"] > 1, "run_id"]]
+
+
+def notes_on(suite: Suite) -> dict[str, list[str]]:
+    """What a reader of the tables has to know about the runs, by heading."""
+    return {"Not counted": not_counted(suite), "Not the same in all runs": mixed(suite)}
 
 
 def count_cells(per_seed: pd.DataFrame) -> str:

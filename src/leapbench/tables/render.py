@@ -16,7 +16,7 @@ from leapbench.tables.numbers import MISSING, Cell, number
 Bodies = list[tuple[str, pd.DataFrame]]
 
 
-def markdown(table: Table, suite: str, notes: list[str], bodies: Bodies) -> str:
+def markdown(table: Table, suite: str, notes: dict[str, list[str]], bodies: Bodies) -> str:
     """The whole table for a reader: header line, the sections with their remarks, the runs that do not count."""
     parts = [f"# {table.title}: {suite}", "", table.header, ""]
     for name, body in bodies:
@@ -24,8 +24,8 @@ def markdown(table: Table, suite: str, notes: list[str], bodies: Bodies) -> str:
         parts += [body.to_markdown(index=False, disable_numparse=True), ""]
     if not len(table.frame):
         parts += ["The suite asked for nothing that this table shows.", ""]
-    if notes:
-        parts += ["Not counted:", "", *(f"- {note}" for note in notes), ""]
+    for heading, lines in notes.items():
+        parts += [f"{heading}:", "", *(f"- {line}" for line in lines), ""] if lines else []
     parts.append(f"Every digit: `{table.name}.csv`.")
     return "\n".join(parts) + "\n"
 

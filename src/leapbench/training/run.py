@@ -14,12 +14,13 @@ import torch
 
 from leapbench.config.choices import LoggerName
 from leapbench.config.errors import ConfigError
-from leapbench.config.schema import RunConfig
+from leapbench.config.schema import RunConfig, digest
 from leapbench.names import CONTROLS, Status
 from leapbench.records import commit
 from leapbench.records.folder import RunFolder
 from leapbench.records.lock import slurm_job
-from leapbench.records.plan import ended
+from leapbench.records.sources import code_of
+from leapbench.training.earlier import check_resumable, ended
 from leapbench.training.logger import build as build_logger
 from leapbench.training.loop import train
 from leapbench.training.parts import check_contexts, unusable
@@ -68,6 +69,7 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
     try:
         if outcome := _ended(config):  # another process may have ended it meanwhile
             return outcome
+        check_resumable(config, workload.sha256 if workload else None)
         folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
         if workload is None:
@@ -128,6 +130,7 @@ def _ended(config: RunConfig) -> Outcome | None:
 
 
 def _meta(config: RunConfig, device: torch.device, workload: Workload | None) -> dict[str, Any]:
+    code, dataset_sha256 = code_of(config.science()), workload.sha256 if workload else None
     return {
         "run_id": config.run_id,
         "trajectory": config.trajectory,
@@ -139,7 +142,11 @@ def _meta(config: RunConfig, device: torch.device, workload: Workload | None) ->
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "dataset_sha256": workload.sha256 if workload else None,
+        "dataset_sha256": dataset_sha256,
+        "code": code,
         "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
-        "start": {"host": platform.node(), "slurm_job": slurm_job()},
-    }
+        "start": {
+            "host": platform.node(), "slurm_job": slurm_job(), "code": digest(code), "dataset_sha256": dataset_sha256,
+            "torch": torch.__version__,
+        },
+    }  # fmt: skip

@@ -137,7 +137,7 @@ def carry_out(name: str, project: Path, folder: Path) -> Rows:
 def kill_in_the_middle(command: list[str], env: dict[str, str], suite: Path) -> None:
     """Start `command` and kill it once it has written a checkpoint."""
     child = subprocess.Popen(command, cwd=suite.parent, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and not list(suite.glob("*/checkpoint/state.*")):
+    while child.poll() is None and not list(suite.glob("*/checkpoint/*.*")):
         time.sleep(0.02)
     time.sleep(0.2)
     if child.poll() is not None:

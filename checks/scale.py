@@ -16,7 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from leapbench.names import PROJECT
+import yaml
+
+from leapbench.config.schema import digest
+from leapbench.names import CONFIG, META, PROJECT, SUMMARY
+from leapbench.records.files import write_json
+from leapbench.records.seal import sealed
 
 SEED = re.compile(r"^  seed: \d+$", re.MULTILINE)
 SCRIPTS = PROJECT / "scripts"
@@ -28,16 +33,15 @@ def copies(sources: list[Path], folder: Path, runs: int) -> tuple[int, int]:
     count, size = 0, 0
     for number in range(runs):
         files, seed = templates[number % len(templates)], number // len(templates)
-        run_id = f"{number:012x}"
+        config = SEED.sub(f"  seed: {seed}", files[CONFIG])
+        run_id = digest(yaml.load(config, Loader=yaml.CSafeLoader)["science"])
         copy = folder / run_id
         copy.mkdir(parents=True)
-        meta = json.loads(files["meta.json"]) | {"run_id": run_id, "trajectory": run_id}
-        replacements = {
-            "config.yaml": SEED.sub(f"  seed: {seed}", files["config.yaml"]),
-            "meta.json": json.dumps(meta, indent=1),
-        }
-        for name, text in (files | replacements).items():
+        meta = json.loads(files[META]) | {"run_id": run_id, "trajectory": run_id}
+        for name, text in (files | {CONFIG: config, META: json.dumps(meta, indent=1)}).items():
             count, size = count + 1, size + (copy / name).write_text(text)
+        summary = json.loads(files[SUMMARY])
+        write_json(copy / SUMMARY, sealed(copy, {key: summary[key] for key in summary.keys() - {"files", "sha256"}}))
     return count, size
 
 
@@ -58,7 +62,7 @@ def main() -> int:
     parser.add_argument("like", metavar="RUN_FOLDER", type=Path, nargs="+", help="complete runs")
     parser.add_argument("--runs", type=int, default=10_000, help="how many copies in all")
     args = parser.parse_args()
-    if missing := [folder for folder in args.like if not (folder / "summary.json").is_file()]:
+    if missing := [folder for folder in args.like if not (folder / SUMMARY).is_file()]:
         print(f"{missing[0]}: no complete run folder", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder_name:

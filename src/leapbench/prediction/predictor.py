@@ -7,10 +7,13 @@ import itertools
 import pkgutil
 import re
 from abc import ABC, abstractmethod
+from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from leapbench.names import whole
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import combine
 
@@ -39,6 +42,44 @@ class Predictor(ABC):
         `history.empty_vector()`."""
 
 
+def check_predictor(predictor: Any) -> None:
+    """Raise TypeError or ValueError if `predictor` is none that can be asked."""
+    if isinstance(predictor, type):
+        raise TypeError(
+            f"predictor={predictor.__name__} is a class; give an object, {predictor.__name__}(), or its name"
+        )
+    if not isinstance(predictor, Predictor):
+        raise TypeError(
+            f"predictor={predictor!r} must be a name, such as 'linear', or an object of a class derived from "
+            "leapbench.prediction.predictor.Predictor"
+        )
+    whole(f"{name_of(predictor)}.context", predictor.context, 1)
+
+
+def check_prediction(predictor: Predictor, full: Any, history: History, versions: list[int]) -> None:
+    """Raise TypeError or ValueError if `full` is not what the contract of :meth:`Predictor.predict` says.
+
+    Args:
+        versions: of the snapshots' weights, torch's counters of changes in place before the prediction.
+    """
+    name, now = name_of(predictor), history.now.weights
+    if not isinstance(full, Tensor):
+        raise TypeError(
+            f"predictor={name} returned {type(full).__name__}; predict must return the weights, (N,) float32"
+        )
+    if full.shape != now.shape or full.dtype != torch.float32 or full.device != now.device:
+        raise ValueError(
+            f"predictor={name} returned {full.dtype} {tuple(full.shape)} on {full.device}; predict must return "
+            f"torch.float32 {tuple(now.shape)} on {now.device}, such as history.empty_vector()"
+        )
+    if [snapshot.weights._version for snapshot in history.snapshots] != versions:
+        raise ValueError(f"predictor={name} changed a snapshot in place; predict must leave the history as it is")
+    if any(full.data_ptr() == snapshot.weights.data_ptr() for snapshot in history.snapshots):
+        raise ValueError(
+            f"predictor={name} returned the memory of a snapshot; return a copy, history.empty_vector().copy_(...)"
+        )
+
+
 def names() -> list[str]:
     """Every predictor that has a file of its own."""
     package = importlib.import_module(PACKAGE)
@@ -52,7 +93,9 @@ def named(name: str, **settings: Any) -> Predictor:
         ValueError: there is none, or it refuses the settings.
     """
     if name not in names():
-        raise ValueError(f"predictor={name} is unknown; use {', '.join(names())}")
+        close = get_close_matches(name.lower().replace("-", "_"), names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"predictor={name} is unknown{hint}; use {', '.join(names())}")
     kind = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "".join(map(str.capitalize, name.split("_"))))
     try:
         return kind(**settings)
@@ -105,5 +148,7 @@ def spacing(steps: tuple[int, ...]) -> int:
     """
     gaps = {b - a for a, b in itertools.pairwise(steps)}
     if len(gaps) != 1:
-        raise ValueError(f"snapshots at steps {steps} are not evenly spaced")
+        raise ValueError(
+            f"snapshots at steps {steps} are not evenly spaced; several leaps in a row need K equal to the interval"
+        )
     return gaps.pop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,14 +27,26 @@ class Replaced:
 
     Attributes:
         calls: how often it was called.
+        still: modules that change in training mode, in which it may then not be called.
     """
 
     def __init__(self, model: nn.Module, views: dict[str, Tensor] | None) -> None:
         self._model, self._views, self.calls = model, views, 0
+        self.still: Sequence[nn.Module] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns with these weights."""
+        """What the model returns with these weights.
+
+        Raises:
+            RuntimeError: a module would change.
+        """
         self.calls += 1
+        for module in self.still:
+            if module.training:
+                raise RuntimeError(
+                    f"verify has put the model into training mode, in which a {type(module).__name__} changes its "
+                    "statistics: leave out train(), a loss function runs in evaluation mode"
+                )
         if self._views is None:
             return self._model(*args, **kwargs)
         return functional_call(self._model, self._views, args, kwargs)

@@ -131,8 +131,8 @@ class Ring:
         snapshots = self._snapshots
         if snapshots and step != snapshots[-1].step + self.interval:
             raise ValueError(
-                f"snapshot at step {step}, but the last was at {snapshots[-1].step}, interval {self.interval}: take one "
-                "at every interval's end, none between"
+                f"snapshot at step {step}, but the last was at {snapshots[-1].step}, interval {self.interval}: take "
+                "one at every interval's end, none between"
             )
         keeps_moments = moments is not None and self.moments_capacity > 0
         m, v = self._take_moments() if keeps_moments else (None, None)
@@ -168,6 +168,13 @@ class Ring:
         if until is not None and (not snapshots or snapshots[-1].step != until):
             raise ValueError(f"the snapshot of step {until} is no longer kept")
         return History(snapshots, self.layout, self.factor_at, self.adam)
+
+    def ends_with(self, weights: Tensor) -> bool:
+        """Whether the newest snapshot is of these weights (N,); waits for the device."""
+        if not self._snapshots:
+            return False
+        stored = self._snapshots[-1].weights
+        return torch.equal(weights.to(stored.device, stored.dtype), stored)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The snapshots, oldest first, as plain data and tensors, to be saved in a checkpoint."""

@@ -16,7 +16,7 @@ from leapbench.prediction.checks import check_callable, check_state, check_stora
 from leapbench.prediction.clock import Clock
 from leapbench.prediction.history import History, Ring, Snapshot
 from leapbench.prediction.moments import forget, needed_moments
-from leapbench.prediction.predictor import Predictor, check_predictor, name_of, named
+from leapbench.prediction.predictor import Predictor, check_capacity, check_predictor, name_of, named
 from leapbench.prediction.proposal import Proposal
 from leapbench.prediction.rules import Rule
 from leapbench.prediction.verification import Verification
@@ -170,7 +170,7 @@ class Leap:
         """
         with self.clock.lap("snapshot"):
             self.watch.check_attached()
-            self.watch.count.check(self._unchanged)
+            self.watch.count.check(lambda: self.ring.ends_with(self.weights.vector))
             if self.moments is not None and self.ring.factor_at is _unscaled:
                 self.moments.check_rates()
             self.ring.push(self.steps, self.position, self.weights.vector, self.moments)
@@ -199,11 +199,7 @@ class Leap:
         max_links = self.links if links is None else whole("links", links, 1)
         whole("K", self.K, 1)
         history = self.ring.history()
-        if self.predictor.context > self.ring.capacity:
-            raise RuntimeError(
-                f"{name_of(self.predictor)} needs {self.predictor.context} snapshots and the ring keeps "
-                f"{self.ring.capacity}: make a new Leap for another predictor or context"
-            )
+        check_capacity(self.predictor, self.ring.capacity)
         if len(history.snapshots) < self.predictor.context:
             return []
         self.watch.check_present(self.steps, history.now.step)
@@ -250,6 +246,8 @@ class Leap:
         with self.clock.lap("verify"):
             finite = math.isfinite(candidate.loss if self.rule.asks_candidate else float(weights.sum()))
             adopted = finite and self.rule.accepts(candidate.loss, loss_now)
+        if adopted:
+            self.watch.check_attached()
         with self.clock.lap("other"):
             changed_share = float((weights != self.weights.vector).float().mean())
         proposal = Proposal(
@@ -260,7 +258,6 @@ class Leap:
 
     @torch.no_grad()
     def _adopt(self, weights: Tensor, first: bool) -> None:
-        self.watch.check_attached()
         self.weights.vector.copy_(weights)
         # A graph from before, whose backward pass would mix old and new weights, is refused by torch.
         torch.autograd.graph.increment_version(self.weights.parameters)
@@ -268,13 +265,6 @@ class Leap:
             forget(self.optimizer, steps_too=self.after_moments == MomentsAfterLeap.reset)
         if self.after is not None:
             self.after()
-
-    def _unchanged(self) -> bool:
-        """Whether the live weights are those of the newest snapshot."""
-        if not len(self.ring):
-            return False
-        stored = self.ring.history().now.weights
-        return torch.equal(self.weights.vector.to(stored.device, stored.dtype), stored)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs besides the model and the optimizer: tensors and plain data."""

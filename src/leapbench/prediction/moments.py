@@ -94,7 +94,7 @@ class Moments:
         if len(without) == len(self.weights.parameters):
             return "the optimizer has no moments before its first step; snapshots come after optimizer.step()"
         return (
-            f"the optimizer has no moments of {without[0]}, which never had a gradient; freeze it (requires_grad_(False)) "
+            f"the optimizer has no moments of {without[0]}, which never had a gradient: freeze it (requires_grad_) "
             "before the optimizer and the Leap are made, or take a predictor that reads weights only"
         )
 
@@ -107,8 +107,8 @@ class Moments:
             rate = self.optimizer.param_groups[number]["lr"]
             if not isinstance(rate, Tensor) and rate != group.lr:
                 raise ValueError(
-                    f"the learning rate is {rate:.6g}, not {group.lr:.6g} as at first, and the predictor reads it: give the "
-                    "schedule, Leap(..., factor_at=position -> what the learning rates are multiplied by)"
+                    f"the learning rate is {rate:.6g}, not {group.lr:.6g} as at first, and momentum reads it: give "
+                    "the schedule, Leap(..., factor_at=position -> what the learning rates are multiplied by)"
                 )
 
 

@@ -24,6 +24,16 @@ PACKAGE = "leapbench.predictors"
 class Predictor(ABC):
     """History -> weights K steps ahead. Pure: no model, no loss, no change in place.
 
+    One of one's own, as `Leap(..., predictor=Damped(), ...)` takes it:
+
+    >>> import torch
+    >>> from leapbench.prediction.predictor import Predictor
+    >>> class Damped(Predictor):
+    ...     context = 2
+    ...     def predict(self, history, K):
+    ...         old, now = (snapshot.weights for snapshot in history.last(2).snapshots)
+    ...         return torch.lerp(old, now, 1.5, out=history.empty_vector())
+
     Attributes:
         context: snapshots needed.
         needs_moments: whether it reads the optimizer's moments.
@@ -54,6 +64,15 @@ def check_predictor(predictor: Any) -> None:
             "leapbench.prediction.predictor.Predictor"
         )
     whole(f"{name_of(predictor)}.context", predictor.context, 1)
+
+
+def check_capacity(predictor: Predictor, capacity: int) -> None:
+    """Raise RuntimeError if a ring of this capacity never fills the predictor's context."""
+    if predictor.context > capacity:
+        raise RuntimeError(
+            f"{name_of(predictor)} needs {predictor.context} snapshots and the ring keeps {capacity}: make a new Leap "
+            "for another predictor or context"
+        )
 
 
 def check_prediction(predictor: Predictor, full: Any, history: History, versions: list[int]) -> None:
@@ -112,6 +131,15 @@ class LinearInHistory(Predictor):
     """A predictor whose candidate is sum_i c_i theta_i with numbers c that sum to 1 and depend on the steps alone.
 
     One pass over memory builds the candidate, and distances to other vectors follow from dot products of snapshots.
+
+    >>> from leapbench.prediction.predictor import LinearInHistory
+    >>> class Line(LinearInHistory):
+    ...     context = 2
+    ...     def coefficients(self, steps, K):
+    ...         s = K / (steps[1] - steps[0])
+    ...         return [-s, 1 + s]
+    >>> Line().coefficients((10, 20), 5)
+    [-0.5, 1.5]
     """
 
     @abstractmethod

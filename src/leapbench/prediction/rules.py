@@ -57,6 +57,11 @@ class Rule:
     `always` and `falling` never look at the candidate. `falling` accepts when the loss now is below the loss at the
     checkpoint before: switching by the loss, in the manner of Tano et al., arXiv:2006.14371.
 
+    >>> from leapbench.prediction.rules import Rule
+    >>> rule = Rule("proximity", tolerance=0.1, two_sided=False)
+    >>> rule.accepts(loss_pred=2.15, loss_now=2.0), rule.accepts(loss_pred=2.25, loss_now=2.0)
+    (True, False)
+
     Args:
         name: strict | adaptive | proximity | always | falling.
         tolerance, two_sided: of `proximity`.

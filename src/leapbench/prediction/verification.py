@@ -54,10 +54,11 @@ class Verification:
         """Loss of the weights behind `forward`, nats; may be nan or inf.
 
         Raises:
-            RuntimeError: the loss function did not call `forward`, or changed the model.
+            RuntimeError: the loss function did not call `forward`, or changed the model or was about to.
             TypeError: it returned anything but one number.
         """
         modules = list(self.model.named_modules())
+        forward.still = [module for _, module in modules if module._buffers.keys() - module._non_persistent_buffers_set]
         with self._own_modes([module for _, module in modules]), _own_numbers(self.device, self.draw), torch.no_grad():
             before = _marks(modules)
             value = self.loss_fn(forward)
@@ -70,8 +71,8 @@ class Verification:
         if len(before) != len(after) or any(map(_differ, before, after)):
             name = next((a[0] for a, b in zip(before, after, strict=False) if _differ(a, b)), "the list of parameters")
             raise RuntimeError(
-                f"verify changed {name} or its gradient: a loss function must only read the model, without train(), "
-                "backward() and optimizer.step()"
+                f"verify changed {name} or its gradient: a loss function must only read the model, without backward() "
+                "and optimizer.step()"
             )
         return _number(value)
 

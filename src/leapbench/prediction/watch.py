@@ -26,18 +26,15 @@ class StepCount:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.updates = self._calls = self._idle = self._excess = self._intervals = 0
-        self._seen: int | None = None
-        self._moves = False
+        self.updates = 0
+        self._calls = self._seen = self._idle = self._excess = self._intervals = 0
+        self._begun = self._moves = False
         if getattr(type(optimizer).step, "hooked", False):
             optimizer.register_step_post_hook(self._updated)
 
     def called(self) -> None:
-        """`Leap.step()` was called; what the optimizer did before the first call is not counted."""
-        if self._seen is None:
-            self._seen = self.updates
-        else:
-            self._calls += 1
+        """`Leap.step()` was called."""
+        self._calls += 1
 
     def check(self, unchanged: Callable[[], bool]) -> None:
         """Compare the counts since the last check; to be called at every snapshot.
@@ -49,8 +46,8 @@ class StepCount:
         Raises:
             RuntimeError: no update at all, or updates and calls in another ratio than 1, for longer than PATIENCE.
         """
-        calls, updates = self._calls, self.updates - (self._seen or 0)
-        self._calls, self._seen = 0, self.updates if self._seen is not None else None
+        calls, updates, first = self._calls, self.updates - self._seen, not self._begun
+        self._calls, self._seen, self._begun = 0, self.updates, True
         if not calls:  # snapshots are taken by hand
             return
         if not updates:
@@ -68,7 +65,8 @@ class StepCount:
             self._excess = self._intervals = 0
             return
         self._excess, self._intervals = self._excess + abs(calls - updates), self._intervals + 1
-        if self._excess > PATIENCE and self._intervals > 1:
+        # Few updates in one interval may be those before a CUDA graph, many in the first those before the first call.
+        if self._excess > PATIENCE and (self._intervals > 1 or (updates > calls and not first)):
             raise RuntimeError(
                 f"step() was called {calls} times for {updates} optimizer.step() since the last snapshot: call it "
                 "once after every optimizer.step(), not per batch, epoch or accumulated gradient"

@@ -45,6 +45,16 @@ class FlatWeights:
 
     Tied parameters are stored once. Optimizers made before or after keep working: the Parameter objects stay.
 
+    >>> import torch
+    >>> from leapbench.prediction.weights import FlatWeights
+    >>> model = torch.nn.Linear(2, 3)
+    >>> weights = FlatWeights.of(model)
+    >>> [(entry.name, entry.offset, entry.size) for entry in weights.layout]
+    [('weight', 0, 6), ('bias', 6, 3)]
+    >>> _ = weights.vector.zero_()
+    >>> model.weight.abs().sum().item()
+    0.0
+
     Attributes:
         vector: (N,) the live weights; optimizer steps change it in place.
         layout: where each parameter lies.

@@ -29,7 +29,7 @@ class StepCount:
         self.updates = 0
         self._calls = self._seen = self._idle = self._excess = self._intervals = 0
         self._begun = self._moves = False
-        if getattr(type(optimizer).step, "hooked", False):
+        if getattr(getattr(type(optimizer), "step", None), "hooked", False):
             optimizer.register_step_post_hook(self._updated)
 
     def called(self) -> None:

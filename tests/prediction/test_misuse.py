@@ -515,7 +515,7 @@ STEPS = {
     ),
     "propose(links=0)": (no_links, ValueError, "links=0 must be 1 or more"),
     "links of another length": (
-        lambda: train(leap_of(predictor="dmd", links=2, rule="always"), 15), ValueError, "not evenly spaced; .* K equal to",
+        lambda: train(leap_of(predictor="dmd", links=2, rule="always"), 15), ValueError, "not evenly spaced; .* K",
     ),
     "K=0 later": (K_zero_later, ValueError, "K=0 must be 1 or more"),
     "a snapshot between": (

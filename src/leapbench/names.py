@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum, auto
+from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,20 @@ def choice(kind: type[E], value: str, key: str) -> E:
         return kind(value)
     except ValueError:
         raise ValueError(f"{key}={value} is unknown; use {' or '.join(kind)}") from None
+
+
+def whole(key: str, value: Any, least: int) -> int:
+    """`value`, given as `key`, as an int.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{key}={value!r} must be a whole number, {least} or more")
+    if value < least:
+        raise ValueError(f"{key}={value} must be {least} or more")
+    return int(value)
 
 
 # ---- data: methods may look at verification, only the scorer looks at validation -------------------------------------

@@ -302,7 +302,7 @@ def test_everybody_shares_the_flat_weights_of_a_model():
         ({"rule": "stict"}, "rule=stict is unknown; use strict or"),
         ({"moments": "zero"}, "moments=zero is unknown; use keep or"),
         ({"history": "some"}, "history=some is unknown; use keep or clear"),
-        ({"predictor": "lineal"}, "predictor=lineal is unknown; use average, dmd, linear"),
+        ({"predictor": "lineal"}, r"predictor=lineal is unknown \(did you mean linear\?\); use average, dmd, linear"),
         ({"verify": None}, "rule=strict needs a loss function"),
         (
             {"predictor": "momentum", "optimizer": "sgd_momentum"},

@@ -28,6 +28,7 @@ from leapbench.prediction.clock import CHARGED
 from leapbench.records import checkpoint
 from leapbench.training.pace import PdtPace
 from leapbench.training.run import run
+from leapbench.training.workload import Workload
 
 LEAP = ("mode=leap", "K=3", "leap.gate=any", "leap.follow=[2,5]")
 NEVER = ("protocol=paper", "predictor=momentum")  # its candidates are so far off that no rule that looks takes them
@@ -323,6 +324,14 @@ def test_a_leap_that_ends_badly_is_a_diverged_run(lab):
     assert end.status in ("diverged", "completed")
     values = [row["loss_nats"] for row in rows(end.folder, EVALS)]
     assert max(value for value in values if value is not None) > 20
+
+
+def test_a_verification_loss_that_is_nan_is_a_diverged_run(lab, monkeypatch):
+    drawn = Workload.drawn_loss
+    monkeypatch.setattr(Workload, "drawn_loss", lambda workload, forward: math.nan * drawn(workload, forward))
+    end = run(lab.config(*LEAP, "predictor=linear", "suite=nan"))
+    assert end.status == "diverged" and end.reason.startswith("the loss became nan by step 8")
+    assert rows(end.folder, LEAPS) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,61 @@ from torch.func import functional_call
 
 from leapbench.prediction.clock import Clock
 from leapbench.prediction.history import History
-from leapbench.prediction.predictor import Predictor, coefficients_of
+from leapbench.prediction.predictor import Predictor, check_prediction, coefficients_of
 from leapbench.prediction.weights import FlatWeights, Layout
 
 Forward = Callable[..., Any]
-LossFn = Callable[[Forward], float]
+
+
+class Replaced:
+    """Callable like `model`, with its parameters replaced by `views`; what a loss function is given.
+
+    Args:
+        views: tensors by the names of the parameters; None = the live weights.
+
+    Attributes:
+        calls: how often it was called.
+        still: modules that change in training mode, in which it may then not be called.
+    """
+
+    def __init__(self, model: nn.Module, views: dict[str, Tensor] | None) -> None:
+        self._model, self._views, self.calls = model, views, 0
+        self.still: Sequence[nn.Module] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns with these weights.
+
+        Raises:
+            RuntimeError: a module would change.
+        """
+        self.calls += 1
+        for module in self.still:
+            if module.training:
+                raise RuntimeError(
+                    f"verify has put the model into training mode, in which a {type(module).__name__} changes its "
+                    "statistics: leave out train(), a loss function runs in evaluation mode"
+                )
+        if self._views is None:
+            return self._model(*args, **kwargs)
+        return functional_call(self._model, self._views, args, kwargs)
+
+    def eval(self) -> Replaced:
+        """Evaluation mode, as of the model itself."""
+        return self.train(False)
+
+    def train(self, mode: bool = True) -> Replaced:
+        """Training mode or not, as of the model itself."""
+        self._model.train(mode)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"`{name}` is not there: what a loss function is given can only be called, like the model; compute with "
+            f"forward(...), and read what does not depend on the weights from the model itself (model.{name})"
+        )
+
+
+LossFn = Callable[[Replaced], float]
 
 
 def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn: LossFn) -> float:
@@ -29,14 +79,9 @@ def candidate_loss(model: nn.Module, layout: Layout, candidate: Tensor, loss_fn:
     return loss_fn(replaced(model, layout, candidate))
 
 
-def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Forward:
+def replaced(model: nn.Module, layout: Layout, vector: Tensor) -> Replaced:
     """Something callable like `model` with its parameters replaced by `vector` (N,); the live weights stay."""
-    views = layout.views(vector)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return functional_call(model, views, args, kwargs)
-
-    return forward
+    return Replaced(model, layout.views(vector))
 
 
 @dataclass(frozen=True)
@@ -90,9 +135,14 @@ class Candidates:
         """The prediction of `predictor` K steps after `history.now`; with several scales the one with the lowest loss.
 
         Its memory is not reused before :meth:`release`.
+
+        Raises:
+            TypeError, ValueError: the predictor breaks its contract (shape, dtype, memory).
         """
         with self.clock.lap("predict") as predict:
+            versions = [snapshot.weights._version for snapshot in history.snapshots]
             full = predictor.predict(replace(history, scratch=[self._vector()]), K)
+            check_prediction(predictor, full, history, versions)
         best = Candidate(full, predictor.scales[0] if score else 1.0, math.nan, coefficients_of(predictor, history, K))
         with self.clock.lap("verify") as verify:
             for scale in predictor.scales if score else ():

@@ -18,6 +18,14 @@ class Clock:
 
     The device is synchronised only where a lap ends, so steps within one lap keep the device's queue full.
 
+    >>> import torch
+    >>> from leapbench.prediction.clock import Clock
+    >>> clock = Clock(torch.device("cpu"))
+    >>> with clock.lap("train") as lap:
+    ...     _ = sum(range(1000))
+    >>> clock.running, lap.seconds == clock.now()["train"] > 0
+    ('other', True)
+
     Args:
         device: whose queue is waited for.
         spent: seconds per lap so far, from a checkpoint.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leapbench.names import whole
 from leapbench.prediction.moments import AdamGroup, Moments
 from leapbench.prediction.weights import Layout
 
@@ -68,7 +69,9 @@ class History:
             ValueError: there are fewer.
         """
         if h > len(self.snapshots):
-            raise ValueError(f"{h} snapshots wanted, {len(self.snapshots)} kept")
+            raise ValueError(
+                f"{h} snapshots wanted, {len(self.snapshots)} kept: a ring needs the capacity of a predictor's context"
+            )
         return replace(self, snapshots=self.snapshots[-h:])
 
     def extended(self, weights: Tensor, K: int) -> History:
@@ -93,6 +96,9 @@ class Ring:
         interval: steps between two snapshots, checked at every push.
         weights_dtype, moments_dtype: how snapshots are stored.
         device: where; None = where the weights are.
+
+    Raises:
+        ValueError: a capacity below 1.
     """
 
     def __init__(
@@ -107,6 +113,7 @@ class Ring:
         moments_dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
+        whole("capacity", capacity, 1)
         self.capacity, self.moments_capacity, self.interval = capacity, moments_capacity, interval
         self.layout, self.factor_at, self.adam = layout, factor_at, adam
         self.weights_dtype, self.moments_dtype, self.device = weights_dtype, moments_dtype, device
@@ -124,7 +131,8 @@ class Ring:
         snapshots = self._snapshots
         if snapshots and step != snapshots[-1].step + self.interval:
             raise ValueError(
-                f"snapshot at step {step}, but the last was at {snapshots[-1].step}, interval {self.interval}"
+                f"snapshot at step {step}, but the last was at {snapshots[-1].step}, interval {self.interval}: take "
+                "one at every interval's end, none between"
             )
         keeps_moments = moments is not None and self.moments_capacity > 0
         m, v = self._take_moments() if keeps_moments else (None, None)
@@ -160,6 +168,13 @@ class Ring:
         if until is not None and (not snapshots or snapshots[-1].step != until):
             raise ValueError(f"the snapshot of step {until} is no longer kept")
         return History(snapshots, self.layout, self.factor_at, self.adam)
+
+    def ends_with(self, weights: Tensor) -> bool:
+        """Whether the newest snapshot is of these weights (N,); waits for the device."""
+        if not self._snapshots:
+            return False
+        stored = self._snapshots[-1].weights
+        return torch.equal(weights.to(stored.device, stored.dtype), stored)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The snapshots, oldest first, as plain data and tensors, to be saved in a checkpoint."""

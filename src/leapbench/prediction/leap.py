@@ -1,81 +1,69 @@
-"""Predict weights K steps ahead, verify them and adopt what passes, in any training loop:
-
-    import leapbench
-
-    leap = leapbench.Leap(model, optimizer, predictor="trend", K=10, verify=loss_fn)
-    for batch in batches:
-        loss = ...
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        leap.step()
-
-`loss_fn(forward)` returns a loss in nats on held-out data, without gradients; `forward` is callable like the model. It
-is called for the live weights and for the candidate in turn: draw new data between two proposals, never within one.
-"""
+"""Predict weights K steps ahead, verify them and adopt what passes, in any training loop: see :class:`Leap`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leapbench.names import HistoryAfterLeap, MomentsAfterLeap, choice
-from leapbench.prediction.candidate import Candidate, Candidates, LossFn, rescaled
+from leapbench.names import HistoryAfterLeap, MomentsAfterLeap, choice, whole
+from leapbench.prediction.candidate import Candidate, Candidates, Replaced, rescaled
+from leapbench.prediction.checks import check_callable, check_state, check_storage, check_training
 from leapbench.prediction.clock import Clock
-from leapbench.prediction.history import History, Ring
-from leapbench.prediction.moments import forget, moments_of
-from leapbench.prediction.predictor import Predictor, name_of, named
+from leapbench.prediction.history import History, Ring, Snapshot
+from leapbench.prediction.moments import forget, needed_moments
+from leapbench.prediction.predictor import Predictor, check_capacity, check_predictor, name_of, named
+from leapbench.prediction.proposal import Proposal
 from leapbench.prediction.rules import Rule
+from leapbench.prediction.verification import Verification
+from leapbench.prediction.watch import Watch
 from leapbench.prediction.weights import FlatWeights
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """One candidate and whether it was adopted.
-
-    Attributes:
-        step, position: of the newest snapshot, before the first link.
-        predictor: its name.
-        K: steps ahead.
-        link: 1 for the first leap from a snapshot, 2 for the one that follows it, ...
-        loss_now, loss_pred: of the weights before and of the candidate, nats; nan where the rule does not ask.
-        changed_share: share of the weights that the candidate changes.
-        finite: whether the candidate and its loss are numbers; adopted only then.
-        adopted: whether the candidate has become the weights: a leap.
-        predict_s, verify_s: seconds.
-    """
-
-    step: int
-    position: int
-    predictor: str
-    K: int
-    link: int
-    loss_now: float
-    loss_pred: float
-    changed_share: float
-    finite: bool
-    adopted: bool
-    predict_s: float
-    verify_s: float
 
 
 class Leap:
     """Knows a model, an optimizer, a predictor, a rule and a loss function, and nothing about the loop around it.
 
+    >>> import torch
+    >>> import leapbench
+    >>> _ = torch.manual_seed(0)
+    >>> x = torch.linspace(-1, 1, 64).reshape(64, 1)
+    >>> model = torch.nn.Linear(1, 1)
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    >>> def loss_fn(forward):
+    ...     return torch.nn.functional.mse_loss(forward(x[::2]), 3 * x[::2])
+    >>> leap = leapbench.Leap(model, optimizer, predictor="linear", K=10, verify=loss_fn, interval=5)
+    >>> for _ in range(20):
+    ...     torch.nn.functional.mse_loss(model(x[1::2]), 3 * x[1::2]).backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     for proposal in leap.step():
+    ...         print(proposal.step, proposal.adopted)
+    10 True
+    15 True
+    20 True
+    >>> leap.steps, leap.position
+    (20, 50)
+
+    `loss_fn(forward)` returns a loss in nats on held-out data, a float or a tensor of one element. `forward` is called
+    in place of the model: with the live weights first, with a candidate's next. It runs in evaluation mode, without
+    gradients and with random numbers of its own, the same for both (`leapbench.prediction.verification`). Other data
+    may be used for every proposal, never within one.
+
     A rejected candidate changes nothing: it lives in a vector of its own, and its loss is taken on views of that. The
-    model's trainable parameters become views of one flat vector; the Parameter objects stay.
+    model's trainable parameters become views of one flat vector; the Parameter objects stay, and from then on must
+    keep their memory. That they do is checked at every snapshot, by one comparison of addresses per parameter, which
+    does not wait for the device.
 
     Args:
         model: float32 parameters on one device.
         optimizer: has all trainable parameters of the model.
         predictor: a name, as in conf/predictor, or an object; `name` is what its proposals call it.
         K: steps ahead.
-        verify: see the module; None for rules that never ask (always).
+        verify: loss_fn, see above; None for rules that never ask (always).
         interval: steps between two snapshots.
         rule: a name or an object: strict | adaptive | proximity | always | falling.
         links: leaps in a row from one snapshot, at most.
@@ -95,7 +83,10 @@ class Leap:
         position: place in the schedule: steps, and K more for every leap that advances.
 
     Raises:
-        ValueError: an unknown name, or a predictor that needs moments which the optimizer does not keep.
+        TypeError: an argument of another kind.
+        ValueError: an unknown name, a number out of range, a model or an optimizer that does not fit, or a predictor
+            that needs moments which the optimizer does not keep.
+        RuntimeError: in inference mode.
     """
 
     def __init__(
@@ -104,7 +95,7 @@ class Leap:
         optimizer: torch.optim.Optimizer,
         predictor: str | Predictor,
         K: int,
-        verify: LossFn | None = None,
+        verify: Callable[[Replaced], float | Tensor] | None = None,
         *,
         interval: int = 50,
         rule: str | Rule = "strict",
@@ -123,31 +114,38 @@ class Leap:
         moments_dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        self.model, self.optimizer, self.weights = model, optimizer, FlatWeights.of(model)
+        check_training(model, optimizer)
         self.predictor = named(predictor) if isinstance(predictor, str) else predictor
+        check_predictor(self.predictor)
         self.name = name or name_of(self.predictor)
-        self.rule = Rule(rule) if isinstance(rule, str) else rule
-        if verify is None and self.rule.asks_now:
-            raise ValueError(f"rule={self.rule.name} needs a loss function: Leap(..., verify=loss_fn)")
-        self.K, self.interval, self.links, self.advance = K, interval, links, advance
-        self.every, self.burn_in, self.cooldown = every, burn_in, cooldown
+        self.rule = rule if isinstance(rule, Rule) else Rule(rule)
+        self.K, self.interval, self.links = whole("K", K, 1), whole("interval", interval, 1), whole("links", links, 1)
+        self.every, self.burn_in = whole("every", every, 1), whole("burn_in", burn_in, 0)
+        self.cooldown, self.advance = whole("cooldown", cooldown, 0), advance
         self.after_moments = choice(MomentsAfterLeap, moments, "moments")
         self.after_history = choice(HistoryAfterLeap, history, "history")
-        self.after = after
-        self.clock = clock or Clock(self.weights.vector.device)
-        self.moments = moments_of(optimizer, self.weights) if self.predictor.needs_moments else None
-        if self.predictor.needs_moments and self.moments is None:
-            raise ValueError(f"predictor={self.name} needs Adam moments; {type(optimizer).__name__} keeps none")
+        if verify is None and self.rule.asks_now:
+            raise ValueError(f"rule={self.rule.name} needs a loss function: Leap(..., verify=loss_fn)")
+        check_callable("verify", verify, "forward")
+        check_callable("factor_at", factor_at, "position")
+        check_callable("after", after)
+        device = check_storage(device, weights_dtype, moments_dtype)
+
+        self.model, self.optimizer, self.weights = model, optimizer, FlatWeights.of(model)
+        needs_moments = self.predictor.needs_moments
+        self.moments = needed_moments(optimizer, self.weights, self.name) if needs_moments else None
         self.ring = Ring(
-            self.predictor.context, interval, self.weights.layout, factor_at or _unscaled,
+            self.predictor.context, self.interval, self.weights.layout, factor_at or _unscaled,
             self.moments.groups if self.moments else (), moments_capacity=self.predictor.context,
             weights_dtype=weights_dtype, moments_dtype=moments_dtype, device=device,
         )  # fmt: skip
-        self.verify = verify or _unasked
-        self.candidates = Candidates(model, self.weights, self.verify, device, self.clock)
+        self.after, self.clock = after, clock or Clock(self.weights.vector.device)
+        self.verification = Verification(model, verify or _unasked, self.weights.vector.device)
+        self.candidates = Candidates(model, self.weights, self.verification, device, self.clock)
         self.steps = self.position = self.snapshots = 0
         self.last_proposed: int | None = None
         self.last_adopted: int | None = None
+        self.watch = Watch(model, self.weights, optimizer)
 
     def step(self) -> list[Proposal]:
         """To be called after every `optimizer.step()`: takes snapshots, proposes when it is time to, adopts.
@@ -155,6 +153,7 @@ class Leap:
         Returns:
             the proposals made, usually none; a training that follows a schedule moves K further for each adopted one.
         """
+        self.watch.count.called()
         self.steps, self.position = self.steps + 1, self.position + 1
         if self.steps % self.interval:
             return []
@@ -162,10 +161,21 @@ class Leap:
         return self.propose() if self.due else []
 
     def snapshot(self) -> None:
-        """Copy the live weights, and the moments where the predictor reads them."""
+        """Copy the live weights, and the moments where the predictor reads them.
+
+        Raises:
+            RuntimeError: the model's weights are no longer those of this object, or `step` was not called once after
+                every `optimizer.step()`.
+            ValueError: the snapshot is not one interval after the last, or there are no moments yet.
+        """
         with self.clock.lap("snapshot"):
+            self.watch.check_attached()
+            self.watch.count.check(lambda: self.ring.ends_with(self.weights.vector))
+            if self.moments is not None and self.ring.factor_at is _unscaled:
+                self.moments.check_rates()
             self.ring.push(self.steps, self.position, self.weights.vector, self.moments)
             self.snapshots += 1
+            self.watch.taken()
 
     @property
     def due(self) -> bool:
@@ -181,38 +191,53 @@ class Leap:
         """Propose, and adopt what the rule accepts; up to `links` leaps in a row, each from the previous one's weights.
 
         Proposes nothing while the predictor's context is not filled.
+
+        Raises:
+            RuntimeError: the newest snapshot is not of the live weights, or see `snapshot`.
+            FloatingPointError: the loss of the live weights is not a number.
         """
+        max_links = self.links if links is None else whole("links", links, 1)
+        whole("K", self.K, 1)
         history = self.ring.history()
+        check_capacity(self.predictor, self.ring.capacity)
         if len(history.snapshots) < self.predictor.context:
             return []
+        self.watch.check_present(self.steps, history.now.step)
+        self.verification.draw = self.steps
         loss_now = math.nan
         if self.rule.asks_now:
             with self.clock.lap("verify"):
-                loss_now = self.verify(self.model)
+                loss_now = self.verification.of_live()
             self.rule.see(loss_now)
-        start, proposals, max_links = history.now, list[Proposal](), links or self.links
-        for link in range(1, max_links + 1):
-            candidate = self.candidates.make(self.predictor, history, self.K, score=self.rule.asks_candidate)
-            proposal, weights = self._judge(candidate, history, loss_now)
-            proposals.append(replace(proposal, step=start.step, position=start.position, link=link))
-            if proposal.adopted:
-                with self.clock.lap("adopt"):
-                    self._adopt(weights, first=link == 1)
-                    loss_now = proposal.loss_pred
-                    if link < max_links:
-                        history = history.extended(weights.clone(), self.K)
-            self.candidates.release(candidate)
-            if not proposal.adopted:
-                break
+        start, proposals = history.now, list[Proposal]()
+        try:
+            for link in range(1, max_links + 1):
+                candidate = self.candidates.make(self.predictor, history, self.K, score=self.rule.asks_candidate)
+                proposal, weights = self._judge(candidate, history, loss_now)
+                proposals.append(replace(proposal, step=start.step, position=start.position, link=link))
+                if proposal.adopted:
+                    with self.clock.lap("adopt"):
+                        self._adopt(weights, first=link == 1)
+                        loss_now = proposal.loss_pred
+                        if link < max_links:
+                            history = history.extended(weights.clone(), self.K)
+                self.candidates.release(candidate)
+                if not proposal.adopted:
+                    break
+        finally:
+            # Only now, because the links predict from the snapshots as they were; also where a later link fails.
+            self._settle(start, sum(proposal.adopted for proposal in proposals))
+        return proposals
+
+    def _settle(self, start: Snapshot, adoptions: int) -> None:
+        """Move on to where the adoptions from the snapshot `start` have led."""
         self.last_proposed = start.step
-        if adoptions := sum(proposal.adopted for proposal in proposals):
+        if adoptions:
             self.last_adopted = start.step
             self.position = start.position + self.K * adoptions * self.advance
-            # Only now, because the links predict from the snapshots as they were.
             with self.clock.lap("adopt"):
                 clear = self.after_history == HistoryAfterLeap.clear
                 self.ring.adopt(self.position, self.weights.vector, clear=clear)
-        return proposals
 
     def _judge(self, candidate: Candidate, history: History, loss_now: float) -> tuple[Proposal, Tensor]:
         """The proposal of a candidate, adopted or not, and the candidate's weights on the model's device."""
@@ -221,6 +246,8 @@ class Leap:
         with self.clock.lap("verify"):
             finite = math.isfinite(candidate.loss if self.rule.asks_candidate else float(weights.sum()))
             adopted = finite and self.rule.accepts(candidate.loss, loss_now)
+        if adopted:
+            self.watch.check_attached()
         with self.clock.lap("other"):
             changed_share = float((weights != self.weights.vector).float().mean())
         proposal = Proposal(
@@ -232,6 +259,8 @@ class Leap:
     @torch.no_grad()
     def _adopt(self, weights: Tensor, first: bool) -> None:
         self.weights.vector.copy_(weights)
+        # A graph from before, whose backward pass would mix old and new weights, is refused by torch.
+        torch.autograd.graph.increment_version(self.weights.parameters)
         if first and self.after_moments != MomentsAfterLeap.keep:
             forget(self.optimizer, steps_too=self.after_moments == MomentsAfterLeap.reset)
         if self.after is not None:
@@ -240,14 +269,25 @@ class Leap:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs besides the model and the optimizer: tensors and plain data."""
         counts = {key: getattr(self, key) for key in _COUNTS}
-        return counts | {"ring": self.ring.state_dict(), "losses": list(self.rule.losses)}
+        return counts | {"ring": self.ring.state_dict(), "losses": list(self.rule.losses)} | self._identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint; the caller loads the model's and the optimizer's."""
+        """Take over the state of a checkpoint; the caller loads the model's and the optimizer's.
+
+        Raises:
+            ValueError: it is the state of something else, or of a Leap with another model, predictor or interval.
+        """
+        check_state(state, {*_COUNTS, "ring", "losses"}, self._identity())
         for key in _COUNTS:
             setattr(self, key, state[key])
         self.ring.load_state_dict(state["ring"], self.weights.vector.device)
         self.rule.losses = list(state["losses"])
+        self.watch.taken()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state is bound to; a name is the same with and without torch.compile."""
+        layout = [[entry.name.replace("_orig_mod.", ""), *entry.shape] for entry in self.weights.layout]
+        return {"predictor": self.name, "interval": self.interval, "layout": layout}
 
 
 _COUNTS = ("steps", "position", "snapshots", "last_proposed", "last_adopted", "K", "every")

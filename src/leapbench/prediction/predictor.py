@@ -7,10 +7,13 @@ import itertools
 import pkgutil
 import re
 from abc import ABC, abstractmethod
+from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from leapbench.names import whole
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import combine
 
@@ -20,6 +23,16 @@ PACKAGE = "leapbench.predictors"
 
 class Predictor(ABC):
     """History -> weights K steps ahead. Pure: no model, no loss, no change in place.
+
+    One of one's own, as `Leap(..., predictor=Damped(), ...)` takes it:
+
+    >>> import torch
+    >>> from leapbench.prediction.predictor import Predictor
+    >>> class Damped(Predictor):
+    ...     context = 2
+    ...     def predict(self, history, K):
+    ...         old, now = (snapshot.weights for snapshot in history.last(2).snapshots)
+    ...         return torch.lerp(old, now, 1.5, out=history.empty_vector())
 
     Attributes:
         context: snapshots needed.
@@ -39,6 +52,53 @@ class Predictor(ABC):
         `history.empty_vector()`."""
 
 
+def check_predictor(predictor: Any) -> None:
+    """Raise TypeError or ValueError if `predictor` is none that can be asked."""
+    if isinstance(predictor, type):
+        raise TypeError(
+            f"predictor={predictor.__name__} is a class; give an object, {predictor.__name__}(), or its name"
+        )
+    if not isinstance(predictor, Predictor):
+        raise TypeError(
+            f"predictor={predictor!r} must be a name, such as 'linear', or an object of a class derived from "
+            "leapbench.prediction.predictor.Predictor"
+        )
+    whole(f"{name_of(predictor)}.context", predictor.context, 1)
+
+
+def check_capacity(predictor: Predictor, capacity: int) -> None:
+    """Raise RuntimeError if a ring of this capacity never fills the predictor's context."""
+    if predictor.context > capacity:
+        raise RuntimeError(
+            f"{name_of(predictor)} needs {predictor.context} snapshots and the ring keeps {capacity}: make a new Leap "
+            "for another predictor or context"
+        )
+
+
+def check_prediction(predictor: Predictor, full: Any, history: History, versions: list[int]) -> None:
+    """Raise TypeError or ValueError if `full` is not what the contract of :meth:`Predictor.predict` says.
+
+    Args:
+        versions: of the snapshots' weights, torch's counters of changes in place before the prediction.
+    """
+    name, now = name_of(predictor), history.now.weights
+    if not isinstance(full, Tensor):
+        raise TypeError(
+            f"predictor={name} returned {type(full).__name__}; predict must return the weights, (N,) float32"
+        )
+    if full.shape != now.shape or full.dtype != torch.float32 or full.device != now.device:
+        raise ValueError(
+            f"predictor={name} returned {full.dtype} {tuple(full.shape)} on {full.device}; predict must return "
+            f"torch.float32 {tuple(now.shape)} on {now.device}, such as history.empty_vector()"
+        )
+    if [snapshot.weights._version for snapshot in history.snapshots] != versions:
+        raise ValueError(f"predictor={name} changed a snapshot in place; predict must leave the history as it is")
+    if any(full.data_ptr() == snapshot.weights.data_ptr() for snapshot in history.snapshots):
+        raise ValueError(
+            f"predictor={name} returned the memory of a snapshot; return a copy, history.empty_vector().copy_(...)"
+        )
+
+
 def names() -> list[str]:
     """Every predictor that has a file of its own."""
     package = importlib.import_module(PACKAGE)
@@ -52,7 +112,9 @@ def named(name: str, **settings: Any) -> Predictor:
         ValueError: there is none, or it refuses the settings.
     """
     if name not in names():
-        raise ValueError(f"predictor={name} is unknown; use {', '.join(names())}")
+        close = get_close_matches(name.lower().replace("-", "_"), names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"predictor={name} is unknown{hint}; use {', '.join(names())}")
     kind = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "".join(map(str.capitalize, name.split("_"))))
     try:
         return kind(**settings)
@@ -69,6 +131,15 @@ class LinearInHistory(Predictor):
     """A predictor whose candidate is sum_i c_i theta_i with numbers c that sum to 1 and depend on the steps alone.
 
     One pass over memory builds the candidate, and distances to other vectors follow from dot products of snapshots.
+
+    >>> from leapbench.prediction.predictor import LinearInHistory
+    >>> class Line(LinearInHistory):
+    ...     context = 2
+    ...     def coefficients(self, steps, K):
+    ...         s = K / (steps[1] - steps[0])
+    ...         return [-s, 1 + s]
+    >>> Line().coefficients((10, 20), 5)
+    [-0.5, 1.5]
     """
 
     @abstractmethod
@@ -105,5 +176,7 @@ def spacing(steps: tuple[int, ...]) -> int:
     """
     gaps = {b - a for a, b in itertools.pairwise(steps)}
     if len(gaps) != 1:
-        raise ValueError(f"snapshots at steps {steps} are not evenly spaced")
+        raise ValueError(
+            f"snapshots at steps {steps} are not evenly spaced; several leaps in a row need K equal to the interval"
+        )
     return gaps.pop()

@@ -5,12 +5,13 @@ They are pure: they take losses in nats as floats or arrays, so that stored loss
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leapbench.names import RuleName, choice
+from leapbench.names import RuleName, choice, whole
 
 
 def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:
@@ -56,10 +57,18 @@ class Rule:
     `always` and `falling` never look at the candidate. `falling` accepts when the loss now is below the loss at the
     checkpoint before: switching by the loss, in the manner of Tano et al., arXiv:2006.14371.
 
+    >>> from leapbench.prediction.rules import Rule
+    >>> rule = Rule("proximity", tolerance=0.1, two_sided=False)
+    >>> rule.accepts(loss_pred=2.15, loss_now=2.0), rule.accepts(loss_pred=2.25, loss_now=2.0)
+    (True, False)
+
     Args:
         name: strict | adaptive | proximity | always | falling.
         tolerance, two_sided: of `proximity`.
         sigma_over: checkpoints behind the sigma of `adaptive`; "all" uses every one so far.
+
+    Raises:
+        TypeError, ValueError: an unknown name, or a setting outside its range.
     """
 
     name: str
@@ -70,6 +79,10 @@ class Rule:
 
     def __post_init__(self) -> None:
         self.name = choice(RuleName, self.name, "rule")
+        if not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"tolerance={self.tolerance} must be 0 or more, a share of the loss: 0.05 is 5 %")
+        if self.sigma_over != "all":
+            whole("sigma_over", self.sigma_over, 1)
 
     @property
     def asks_now(self) -> bool:

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from leapbench.prediction.checks import check_parameters, trainable
+
 # Elements per pass of a fused kernel. On a CPU the output chunk stays in cache while its terms are added up (2 MB:
 # smaller ones cost more in calls than they save); on a GPU it only bounds temporaries.
 CPU_CHUNK, GPU_CHUNK = 1 << 19, 1 << 26
@@ -43,23 +45,29 @@ class FlatWeights:
 
     Tied parameters are stored once. Optimizers made before or after keep working: the Parameter objects stay.
 
+    >>> import torch
+    >>> from leapbench.prediction.weights import FlatWeights
+    >>> model = torch.nn.Linear(2, 3)
+    >>> weights = FlatWeights.of(model)
+    >>> [(entry.name, entry.offset, entry.size) for entry in weights.layout]
+    [('weight', 0, 6), ('bias', 6, 3)]
+    >>> _ = weights.vector.zero_()
+    >>> model.weight.abs().sum().item()
+    0.0
+
     Attributes:
         vector: (N,) the live weights; optimizer steps change it in place.
         layout: where each parameter lies.
+        owner: of the right to replace the weights; a later claim ends an earlier one.
 
     Raises:
-        ValueError: the model has no trainable parameter, or they differ in dtype or device.
+        ValueError: the model has no trainable parameter, or they cannot be one vector: they differ in dtype or device,
+            are sharded, lazy or on meta, or share memory without being one Parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        pairs = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        if not pairs:
-            raise ValueError("the model has no trainable parameter")
-        kinds = {(p.dtype, p.device) for _, p in pairs}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"all trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}"
-            )
+        pairs = trainable(model)
+        check_parameters(model, pairs)
         entries, offset = [], 0
         for name, p in pairs:
             entries.append(Entry(name, p.shape, offset, p.numel()))
@@ -69,6 +77,7 @@ class FlatWeights:
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         for p, view in zip(self.parameters, self.layout.views(self.vector).values(), strict=True):
             p.data = view
+        self.owner: object | None = None
         assert self.vector.numel() == self.layout.size
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -85,12 +94,23 @@ class FlatWeights:
 
     def intact(self, model: nn.Module) -> bool:
         """Whether the trainable parameters of `model` are still views of the vector, in their places."""
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        start, size = self.vector.data_ptr(), self.vector.element_size()
-        return len(trainable) == len(self.layout) and all(
-            p.data_ptr() == start + size * entry.offset and p.shape == entry.shape
-            for p, entry in zip(trainable, self.layout, strict=True)
-        )
+        return self.fault(model) is None
+
+    def fault(self, model: nn.Module) -> str | None:
+        """What has come between `model` and the vector, None if nothing has.
+
+        One comparison of addresses per parameter, which does not wait for the device.
+        """
+        found = dict(trainable(model))
+        start, width = self.vector.data_ptr(), self.vector.element_size()
+        for entry in self.layout:
+            p = found.pop(entry.name, None)
+            if p is None:
+                return f"{entry.name} is no trainable parameter any more"
+            # An empty tensor has no address.
+            if p.shape != entry.shape or (entry.size and p.data_ptr() != start + width * entry.offset):
+                return f"{entry.name} lies in other memory now"
+        return f"{next(iter(found))} is a new trainable parameter" if found else None
 
 
 # Weak keys, so that the cache does not keep a model alive.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 
 from leapbench.config.choices import BuffersAfterLeap
 from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime
-from leapbench.prediction.leap import Leap, Proposal
+from leapbench.prediction.leap import Leap
 from leapbench.prediction.predictor import Predictor
+from leapbench.prediction.proposal import Proposal
 from leapbench.prediction.rules import Rule
 from leapbench.training.mode import Parts
 from leapbench.training.pace import PACES
 from leapbench.training.parts import build_detector, build_predictors, unusable
+from leapbench.training.scores import DivergedError
 
 
 @dataclass(eq=False)
@@ -66,7 +69,10 @@ class Leaping(Parts):
         if self.config.verify.resample:
             self.workload.draw(self.proposals)
         charged_s = self.clock.charged
-        proposals = self.leap.propose(links)
+        try:
+            proposals = self.leap.propose(links)
+        except FloatingPointError:
+            raise DivergedError(math.nan, step) from None
         for proposal in proposals:
             self.folder.append(LEAPS, self._row(proposal) | {"charged_s": charged_s})
         self.proposals += bool(proposals)

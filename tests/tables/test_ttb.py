@@ -467,7 +467,9 @@ def test_scripts_take_a_mixed_suite(tmp_path, monkeypatch):
 def test_figures_of_a_single_run(tmp_path):
     write_leap_run(tmp_path / "s", **BASE)
     run = write_leap_run(tmp_path / "s", predictor="linear", **FASTER, leaps=(50,))
-    paths = figures_of_run(run)
+    before = sorted(run.iterdir())
+    paths = figures_of_run(run, tmp_path / "figures")
+    assert sorted(run.iterdir()) == before
     assert set(paths) == {"loss_curves", "overhead"} and all(path.is_file() for path in paths.values())
 
 

@@ -107,9 +107,9 @@ def _save(figures: dict[str, Figure | None], name: str, folder: Path) -> list[Pa
     return paths
 
 
-def figures_of_run(folder: Path) -> dict[str, Path]:
-    """Draw the figures of one completed run into <folder>/figures; name -> path."""
+def figures_of_run(folder: Path, out: Path) -> dict[str, Path]:
+    """Draw the figures of the completed run in `folder` into `out`; name -> path."""
     suite = load_suite(folder.parent, only=folder.name)
     published = load_published(PROJECT / "results" / "published")
-    paths = write_figures(suite, score(suite), build(suite, published), published, folder / "figures")
+    paths = write_figures(suite, score(suite), build(suite, published), published, out)
     return {path.stem.partition("__")[0]: path for path in paths}

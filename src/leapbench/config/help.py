@@ -49,7 +49,7 @@ def answer(arguments: Sequence[str]) -> str | None:
         return page()
     for number, word in enumerate(arguments):
         if word == "--list":
-            return listing(*arguments[number + 1 : number + 2])
+            return listing(*(group for group in arguments[number + 1 : number + 2] if "=" not in group))
         if word.startswith("--list="):
             return listing(word.partition("=")[2])
     if len(arguments) == 2 and arguments[0] in ("-sc", "--shell-completion") and arguments[1] == "query=bash":

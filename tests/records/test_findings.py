@@ -79,6 +79,16 @@ def test_nothing_is_told_of_a_run_that_has_not_completed(lab, tmp_path):
     assert findings(config, tmp_path) == []
 
 
+@pytest.mark.parametrize("damage", ['{"step": 4', '{"step": 4}', "[]", '{"protocol": "exact", "predictor": 1}'])
+def test_records_that_cannot_be_read_are_one_line(lab, monkeypatch, damage):
+    _, folder = command(lab, monkeypatch, "predictor=linear", "seed=6")
+    whole = (folder / PROPOSALS).read_text()
+    (folder / PROPOSALS).write_text(f"{whole}{damage}\n")
+    lines, _ = command(lab, monkeypatch, "predictor=linear", "seed=6")
+    (folder / PROPOSALS).write_text(whole)
+    assert lines[0] == f"  what {folder} holds is damaged or of another version; delete it to run anew"
+
+
 def test_a_loss_that_is_not_finite_is_no_gain():
     acceptance = Acceptance()
     acceptance.add({"protocol": "exact", "predictor": "linear", "loss_now_nats": 2.0, "loss_pred_nats": loss}

@@ -108,7 +108,7 @@ class LeapSweeper(BasicSweeper):
                 launched = [jobs[number].overrides for number in batch]
                 returns.append(self.launcher.launch(launched, initial_job_idx=start))
             except (KeyboardInterrupt, SystemExit) as end:
-                end.add_note(_how_to_go_on(jobs))
+                end.add_note(_how_to_go_on(jobs, queued=hasattr(self.launcher, "runs")))
                 raise
             for number, answer in zip(batch, returns[-1], strict=True):
                 results[number] = _result(answer, jobs[number].config.run_id)
@@ -224,14 +224,16 @@ def _as_list(values: Sequence[str]) -> str:
     return f"[{','.join(dict.fromkeys(element for element in elements if element))}]"
 
 
-def _how_to_go_on(jobs: Sequence[Job]) -> str:
+def _how_to_go_on(jobs: Sequence[Job], queued: bool) -> str:
     """What an interrupted sweep says: how far it came, and the command that continues it."""
     from leapbench.cli import CONTINUE
     from leapbench.records.plan import ended
 
-    count = sum(ended(job.config) is not None for job in jobs)
-    command = shlex.join(["python", *sys.argv])
-    return f"{count} of {len(jobs)} runs have ended, {CONTINUE}: {command}"
+    count = f"{sum(ended(job.config) is not None for job in jobs)} of {len(jobs)} runs have ended"
+    if queued:
+        suite = shlex.quote(jobs[0].config.suite)
+        return f"{count}; jobs stay in the queue: scripts/status.py {suite} shows them, scancel ends them"
+    return f"{count}, {CONTINUE}: {shlex.join(['python', *sys.argv])}"
 
 
 def _result(job: JobReturn, run_id: str) -> dict[str, str]:

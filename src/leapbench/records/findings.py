@@ -20,15 +20,18 @@ def findings(config: RunConfig, folder: Path) -> list[str]:
     """Loss, best loss, what became of the proposals, and what was skipped: a line each. Nothing before a run's end.
 
     Args:
-        folder: of the completed run of `config`.
+        folder: of the completed run of `config`. Records that cannot be read are one line.
     """
     summary = read_summary(folder)
     if summary is None or summary["status"] != Status.completed:
         return []
     observes = config.mode == Mode.observe
-    lines = [_losses(summary, rows_of(folder / EVALS))]
-    lines += _acceptance(config, folder) if observes else _adoptions(config, summary)
-    return lines + [f"skipped {name}: {reason}" for name, reason in summary["skipped"].items()]
+    try:
+        lines = [_losses(summary, rows_of(folder / EVALS))]
+        lines += _acceptance(config, folder) if observes else _adoptions(config, summary)
+    except (ValueError, KeyError, TypeError):
+        return [f"what {folder} holds is damaged or of another version; delete it to run anew"]
+    return lines + [f"skipped {name}: {reason}" for name, reason in summary.get("skipped", {}).items()]
 
 
 def tables_command(suite: str, results_dir: str) -> str:

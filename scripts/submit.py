@@ -64,6 +64,9 @@ def main() -> int:
     except sweep.PlanError as error:
         print(error, file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("interrupted; what is submitted stays so, the same command submits the rest", file=sys.stderr)
+        return sweep.INTERRUPTED
     return 0
 
 

@@ -15,8 +15,14 @@ from omegaconf import OmegaConf
 from helpers import End, call, composed, finished, start, write_app
 from leapbench import cli
 from leapbench.config.errors import ConfigError
-from leapbench.names import PROJECT
+from leapbench.names import PROJECT, SUMMARY
+from leapbench.records.files import write_json
+from leapbench.training.signals import Terminated
 
+NUMBERS = {
+    "steps": 10, "position": 10, "final": {"validation_loss_nats": 1.5}, "skipped": {},
+    "best": {"validation_loss_nats": 1.25, "step": 8}, "totals": {"charged_s": 2.0, "train_s": 1.0},
+}  # fmt: skip
 RUN = """
 import os
 from types import SimpleNamespace
@@ -148,6 +154,36 @@ def test_interruption_is_130(monkeypatch, capsys):
         cli.main(task)
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted; the same command continues where it stopped\n"
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (lambda: Terminated(143), 143)])
+def test_an_interrupted_sweep_says_how_far_it_is_and_how_to_go_on(monkeypatch, tmp_path, error, status):
+    def run(config: Any) -> Any:
+        if config.seed == 2:
+            raise error()
+        config.folder.mkdir(parents=True)
+        write_json(config.folder / SUMMARY, {"status": "completed", "reason": None} | NUMBERS)
+        return SimpleNamespace(status="completed", run_id=config.run_id, folder=config.folder, reason=None)
+
+    words = ["-m", "seed=0-4", "predictor=none", "K=[5, 10]", "regime=published"]
+    end = call(monkeypatch, tmp_path, *words, runner=run)
+    assert end.status == status
+    assert end.err == (
+        "interrupted; 2 of 5 runs have ended, the same command continues where it stopped: "
+        "python train.py -m seed=0-4 predictor=none 'K=[5, 10]' regime=published\n"
+    )
+    assert "tables: " not in end.out
+
+
+def test_a_sweep_names_the_command_that_makes_its_tables(in_process, tmp_path):
+    end = in_process("-m", "seed=0-1", "suite=mine,other", "results_dir=raw")
+    assert end.status == 0
+    *_, mine, other, last = end.out.splitlines()
+    script = PROJECT / "scripts" / "aggregate.py"
+    assert (mine, other) == tuple(
+        f"tables: python {script} --suite {suite} --results raw" for suite in ("mine", "other")
+    )
+    assert last == "sweep: 4 completed, 0 skipped, 0 diverged, 0 failed"
 
 
 def test_explain_sees_through_instantiate():

@@ -29,7 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from leapbench.config.choices import LoggerName
 from leapbench.config.errors import BusyError, ConfigError
+from leapbench.config.help import answer
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
 from leapbench.names import FAILURES, PROJECT, Status
@@ -81,9 +83,22 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
         status = Status.skipped if isinstance(error, BusyError) else Status.failed
         result = {"status": status, "run_id": config.run_id if config else "", "folder": "", "reason": reason}
     report(result)
+    if config and result["folder"]:
+        _tell(config, Path(result["folder"]), alone)
     if alone and result["status"] in FAILURES:
         sys.exit(1)
     return result
+
+
+def _tell(config: RunConfig, folder: Path, alone: bool) -> None:
+    """Print what a completed run found and, where no sweep will, the command that makes the tables."""
+    from leapbench.records.findings import findings, tables_command
+
+    lines = findings(config, folder)
+    if lines and alone:
+        lines.append(f"tables: {tables_command(config.suite, config.results_dir)}")
+    if lines:
+        print(*(f"  {line}" for line in lines), sep="\n", flush=True)
 
 
 def report(result: Mapping[str, str], log: Path | None = None) -> None:
@@ -116,15 +131,20 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
 
 
 def main(task: Callable[[], Any]) -> None:
-    """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status."""
+    """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status.
+
+    --help, --list and completions are answered without calling it.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        task()
-    except Terminated as end:
-        _exit(f"interrupted; {CONTINUE}", int(end.code or 0))
-    except KeyboardInterrupt:
-        _exit(f"interrupted; {CONTINUE}", 130)
+        if (text := answer(sys.argv[1:])) is not None:
+            print(text)
+        else:
+            task()
+    except (Terminated, KeyboardInterrupt) as end:
+        status = int(end.code or 0) if isinstance(end, Terminated) else 130
+        _exit("; ".join(["interrupted", *getattr(end, "__notes__", [CONTINUE])]), status)
     except Exception as error:
         explanation = explain(error)
         if explanation is None:
@@ -172,13 +192,12 @@ def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] 
 def _run(config: RunConfig) -> Any:
     from leapbench.training.run import run
 
-    return run(config, _draw)
+    def draw(folder: Path) -> dict[str, Path]:
+        from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
 
+        return figures_of_run(folder, Path(config.wandb.dir) / "wandb" / "figures" / config.suite / config.run_id)
 
-def _draw(folder: Path) -> dict[str, Path]:
-    from leapbench.figures import figures_of_run  # matplotlib and scipy: two seconds that few runs need
-
-    return figures_of_run(folder)
+    return run(config, draw)
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -199,6 +218,8 @@ def _composition(error: Exception) -> str:
     parent = getattr(cause, "parent_node", None)
     if isinstance(error, ConfigCompositionException) and cause is not None:
         if isinstance(parent, DictConfig) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+            if cause.full_key == LoggerName.wandb:
+                return "keys under wandb. are read with logger=wandb only, which turns W&B on; add logger=wandb"
             return f"{cause.full_key} is not a key{_nearest(str(cause.key), [str(key) for key in parent])}"
         detail = _first_line(cause)
         return f"{line.rstrip('.')}: {detail}" if line != type(error).__name__ else detail

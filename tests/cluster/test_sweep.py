@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from leapbench.cluster.screen import Screen
 from leapbench.cluster.sweep import PlanError, Progress, duration
 from leapbench.names import PROJECT
 from leapbench.records.plan import PlannedRun
+from leapbench.training.signals import Terminated, terminate
 
 
 def planned(folder: Path, name: str, steps: int = 100, kind: tuple[str, ...] = ("net", "data")) -> PlannedRun:
@@ -222,3 +224,46 @@ def test_uncommitted_code_is_refused_unless_allowed(monkeypatch, capsys):
         assert script["main"]() == 0
     assert all("allow_dirty=true" in command for lines in ran for command in lines)
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize(("end", "status"), [(KeyboardInterrupt(), 130), (Terminated(143), 143), (130, 130)])
+def test_the_script_says_how_to_go_on(monkeypatch, capsys, end, status):
+    def stop(*_: Any) -> int:
+        if isinstance(end, int):
+            return end
+        raise end
+
+    script = runpy.run_path(str(PROJECT / "scripts" / "sweep.py"))
+    monkeypatch.setattr(sweeping, "run", stop)
+    monkeypatch.setattr(sys, "argv", ["scripts/sweep.py", "ttb_embedded", "--allow-dirty", "--", "K=[5, 10]"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert script["main"]() == status
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = "interrupted, the same command continues where it stopped: "
+    told += "python scripts/sweep.py ttb_embedded --allow-dirty -- 'K=[5, 10]'\n"
+    assert capsys.readouterr() == ("", told)
+
+
+def test_who_ends_a_sweep_ends_its_command_line(tmp_path, monkeypatch):
+    """SIGTERM goes to the script alone; the terminal's Ctrl-C to both."""
+    (tmp_path / "train.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('ended').touch(), sys.exit(143)))\n"
+        "pathlib.Path('began').touch()\ntime.sleep(60)\n"
+    )
+    before = signal.signal(signal.SIGTERM, terminate)
+    monkeypatch.setattr(sweeping, "LOOK_S", 0.05)
+
+    def tick() -> None:
+        if (tmp_path / "began").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(Terminated) as caught:
+            sweeping.execute(["train.py", "-m"], Screen(), tick, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 143
+    assert (tmp_path / "ended").exists()

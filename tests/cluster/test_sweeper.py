@@ -362,3 +362,21 @@ def test_a_twin_says_only_what_is_different():
     }
     slow = specs()["leap_verify_embedded_lr5e-5"]
     assert (slow["axes"], slow["overrides"]) == (twin["axes"], [])
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_what_an_interrupted_sweep_says(tmp_path, monkeypatch, queued):
+    from hydra_plugins.leap_sweeper import Job, _how_to_go_on
+
+    configs = [resolve(composed(*BASE, "predictor=none", f"seed={seed}")) for seed in range(3)]
+    for config in configs:
+        config.results_dir, config.suite = str(tmp_path), "my suite"
+    configs[0].folder.mkdir(parents=True)
+    write_json(configs[0].folder / SUMMARY, {"status": "completed", "reason": None})
+    monkeypatch.setattr("sys.argv", ["train.py", "-m", "K=[5, 10]"])
+    said = _how_to_go_on([Job([], config) for config in configs], queued)
+    assert said == "1 of 3 runs have ended" + (
+        "; jobs stay in the queue: scripts/status.py 'my suite' shows them, scancel ends them"
+        if queued
+        else ", the same command continues where it stopped: python train.py -m 'K=[5, 10]'"
+    )

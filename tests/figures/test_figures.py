@@ -46,6 +46,12 @@ def test_figures_of_two_workloads_do_not_overwrite_each_other(tmp_path):
     assert len(paths) == len(set(paths)) == 4 and all(path.is_file() for path in paths)
 
 
+def test_seeds_need_not_share_their_protocols(tmp_path):
+    write_run(tmp_path / "s", 0, ("linear",), ("exact", "code"), (50,), steps=400)
+    write_run(tmp_path / "s", 1, ("linear",), ("exact",), (50,), steps=400)
+    assert "loss_regimes" in {path.name.split("__")[0] for path in draw(tmp_path / "s", tmp_path / "out")}
+
+
 def test_a_suite_without_completed_runs_has_no_figures(tmp_path):
     write_run(tmp_path / "s", 0, K=(50,), steps=400, status=None)
     assert draw(tmp_path / "s", tmp_path / "out") == []

@@ -14,7 +14,7 @@ from leapbench.figures import figures_of_run, write_figures
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.headline import MARKS, headlines, into_readme
-from leapbench.tables.methods import methods
+from leapbench.tables.methods import leaping, methods
 from leapbench.tables.time_to_baseline import leaps_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -234,6 +234,66 @@ def test_a_missing_baseline_names_the_command_that_runs_it(tmp_path, published, 
     frame = pd.read_csv(tmp_path / "tables/s/time_to_baseline.csv")
     assert frame["n_seeds"].eq(0).all() and frame["best_validation_nats"].eq(0.8).all()
     assert "missing" in (tmp_path / "tables/s/time_to_baseline.md").read_text()
+
+
+PLAIN = {**BASE, "lr_from": "given"}
+
+
+def test_without_a_tuned_baseline_plain_training_takes_its_place(tmp_path, published, monkeypatch):
+    for seed in range(2):
+        write_leap_run(tmp_path / "raw" / "s", seed, **PLAIN)
+        write_leap_run(tmp_path / "raw" / "s", seed, "linear", **FASTER, leaps=(50,), lr_from="given")
+    end = script(monkeypatch, "aggregate", "--results", str(tmp_path / "raw"), "--out", str(tmp_path))
+    assert (end.status, end.err) == (0, "")
+    assert "2 rows compared with plain training, because no baseline is tuned" in end.out
+    frame = pd.read_csv(tmp_path / "tables/s/time_to_baseline.csv")
+    assert set(frame["reference"]) == {"plain", "schedule", "published"}
+    cell = at(frame, "linear strict", reference="plain")
+    assert (cell["reference_row"], cell["steps_ratio"]) == ("none cosine given", pytest.approx(100 / 150, rel=1e-5))
+    assert at(frame, "linear strict", reference="schedule")["steps_ratio"] == cell["steps_ratio"]
+    text = (tmp_path / "tables/s/time_to_baseline.md").read_text()
+    assert (
+        "No tuned baseline: compared with plain training as it was run, `none cosine given`, lr 0.1, 2 seeds." in text
+    )
+    assert "optimizer.lr=tuned" in text and "| 0.667" in text
+    after = (tmp_path / "tables/s/after_leap.md").read_text()
+    assert "No tuned baseline: minus `none cosine given`" in after
+    drawn = script(monkeypatch, "report", "--results", str(tmp_path / "raw"), "--out", str(tmp_path))
+    assert drawn.status == 0 and "time_to_baseline__" in drawn.out and "loss_curves__" in drawn.out
+
+
+def test_a_tuned_baseline_comes_first_and_one_that_diverged_is_not_replaced(tmp_path, published):
+    better = {**PLAIN, "verification": [0.1] * 4}
+    write_leap_run(tmp_path / "s", **better)
+    write_leap_run(tmp_path / "s", predictor="linear", **FASTER)
+    write_leap_run(tmp_path / "s", **BASE)
+    write_leap_run(tmp_path / "s", model="vit_small", **better)
+    write_leap_run(tmp_path / "s", model="vit_small", **BASE, status="diverged", reason="nan")
+    write_leap_run(tmp_path / "s", model="vit_small", predictor="linear", **FASTER)
+    table = made(tmp_path / "s", published)
+    assert "plain" not in set(table.frame["reference"]) and len(table.problems) == 1
+    assert at(table.frame[table.frame["model"] == "fcn_small"], "linear strict")["reference_row"] == "none cosine tuned"
+
+
+def test_of_several_plain_runs_the_best_on_the_verification_split(tmp_path, published):
+    for lr, loss in ((0.1, 1.1), (0.2, 0.9), (0.3, 1.0)):
+        write_leap_run(tmp_path / "s", **{**PLAIN, "verification": [2.0, loss, loss, loss]}, lr=lr)
+    write_leap_run(tmp_path / "s", predictor="linear", **FASTER)
+    frame = made(tmp_path / "s", published).frame
+    for reference in ("plain", "schedule"):
+        assert at(frame, "linear strict", reference=reference)["reference_row"] == "none cosine given lr=0.2"
+    assert not frame.duplicated(["row", "reference", "definition"]).any()
+
+
+def test_plain_training_may_have_been_observed_and_is_charged_its_training(tmp_path, published):
+    write_leap_run(tmp_path / "s", **PLAIN, mode="observe", overhead_s=5.0)
+    write_leap_run(tmp_path / "s", predictor="linear", **FASTER)
+    suite = load_suite(tmp_path / "s")
+    cell = at(tables.build(suite, published, "time_to_baseline")[0].frame, "linear strict", reference="plain")
+    assert cell["charged_s_ratio"] == pytest.approx((10 + 4 / 2) / 15)
+    assert tables.without_target(suite) == []
+    write_leap_run(tmp_path / "s", **BASE)  # with plain training of its own mode=leap needs no other
+    assert len(methods(leaping(load_suite(tmp_path / "s")))) == 2
 
 
 def test_a_suite_of_a_sweep_names_the_sweep(tmp_path, published):
@@ -468,7 +528,9 @@ def test_scripts_take_a_mixed_suite(tmp_path, monkeypatch):
 def test_figures_of_a_single_run(tmp_path):
     write_leap_run(tmp_path / "s", **BASE)
     run = write_leap_run(tmp_path / "s", predictor="linear", **FASTER, leaps=(50,))
-    paths = figures_of_run(run)
+    before = sorted(run.iterdir())
+    paths = figures_of_run(run, tmp_path / "figures")
+    assert sorted(run.iterdir()) == before
     assert set(paths) == {"loss_curves", "overhead"} and all(path.is_file() for path in paths.values())
 
 

@@ -40,5 +40,17 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "net seed 0" in text and "60/100" in text and "loss 5.000" in text
 
 
+def test_a_bar_stays_at_the_last_position(monkeypatch):
+    stderr, clock = io.StringIO(), Clock()
+    stderr.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar = Bar("net seed 0", 100, 0, True, clock)
+    bar.note(1.25)
+    bar.update(100)  # a moment after the start
+    bar.close()
+    assert "100/100" in stderr.getvalue() and "loss 1.250" in stderr.getvalue()
+
+
 def test_nothing_is_shown_unless_wanted(monkeypatch):
     assert shown(monkeypatch, [50, 60, 70], wanted=False) == shown(monkeypatch, [50], True, False) == ""

@@ -7,6 +7,8 @@ one starts or anything is written; cells that differ only in their seed are comp
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -103,9 +105,18 @@ class LeapSweeper(BasicSweeper):
             batch = remaining[start : start + size]
             if hasattr(self.launcher, "runs"):
                 self.launcher.runs = [PlannedRun.of(jobs[number].config) for number in batch]
-            returns.append(self.launcher.launch([jobs[number].overrides for number in batch], initial_job_idx=start))
+            try:
+                launched = [jobs[number].overrides for number in batch]
+                returns.append(self.launcher.launch(launched, initial_job_idx=start))
+            except (KeyboardInterrupt, SystemExit) as end:
+                end.add_note(_how_to_go_on(jobs, queued=hasattr(self.launcher, "runs")))
+                raise
             for number, answer in zip(batch, returns[-1], strict=True):
                 results[number] = _result(answer, jobs[number].config.run_id)
+        from leapbench.records.findings import tables_command  # numpy, which planning does not need
+
+        for suite, results_dir in dict.fromkeys((job.config.suite, job.config.results_dir) for job in jobs):
+            print(f"tables: {tables_command(suite, results_dir)}")
         print(summarise(filter(None, results)), flush=True)
         return returns
 
@@ -212,6 +223,19 @@ def _as_list(values: Sequence[str]) -> str:
     inner = (value[1:-1] if value.startswith("[") else value for value in values)
     elements = (element.strip() for value in inner for element in value.split(","))
     return f"[{','.join(dict.fromkeys(element for element in elements if element))}]"
+
+
+def _how_to_go_on(jobs: Sequence[Job], queued: bool) -> str:
+    """What an interrupted sweep says: how far it came, and the command that continues it."""
+    from leapbench.cli import CONTINUE
+    from leapbench.training.earlier import endings
+
+    have_ended = sum(end is not None for end in endings(job.config for job in jobs))
+    count = f"{have_ended} of {len(jobs)} runs have ended"
+    if queued:
+        suite = shlex.quote(jobs[0].config.suite)
+        return f"{count}; jobs stay in the queue: scripts/status.py {suite} shows them, scancel ends them"
+    return f"{count}, {CONTINUE}: {shlex.join(['python', *sys.argv])}"
 
 
 def _result(job: JobReturn, run_id: str) -> dict[str, str]:

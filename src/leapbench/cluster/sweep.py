@@ -20,9 +20,10 @@ from leapbench.cluster.screen import Screen
 from leapbench.names import PROJECT, SUMMARY, Status
 from leapbench.records.files import read_summary
 from leapbench.records.plan import PlannedRun
+from leapbench.training.signals import Terminated
 
 RUNS_FAILED = 1
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 LOOK_S = 2.0  # seconds between two readings of the run folders
 PLANNERS = 2  # command lines that are resolved at a time
 
@@ -150,6 +151,10 @@ def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path
     except KeyboardInterrupt:  # the terminal has interrupted the command as well; let it end its runs
         child.wait()
         status = INTERRUPTED
+    except Terminated:
+        child.terminate()
+        child.wait()
+        raise
     for pump in pumps:
         pump.join(LOOK_S)
     return status

@@ -238,9 +238,9 @@ class CheckpointConfig:
 
 @dataclass
 class WandbConfig:
-    """Where W&B records go."""
+    """Where W&B records go; its own files are in `dir`/wandb."""
 
     mode: WandbMode = WandbMode.online
     project: str = "leapbench"
     entity: str | None = None
-    dir: str = "results/raw/wandb"
+    dir: str = "results"

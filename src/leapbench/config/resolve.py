@@ -32,6 +32,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
     """
     plain = OmegaConf.create({key: value for key, value in cfg.items_ex(resolve=False) if key != "experiment"})
     _check_seed(plain.get("seed"))
+    _check_packages(plain)
     try:
         OmegaConf.resolve(plain)
         _epochs_to_steps(plain)
@@ -77,6 +78,16 @@ def _check_seed(seed: Any) -> None:
         raise ConfigError(f"seed={seed} is not an integer{hint}")
     if seed < 0:
         raise ConfigError(f"seed={seed} must be 0 or more")
+
+
+def _check_packages(plain: DictConfig) -> None:
+    """A predictor's or protocol's yaml without its package line lands beside those that have one."""
+    for group in ("predictor", "protocol"):
+        if group in plain:
+            raise ConfigError(
+                f"a yaml of conf/{group}/ does not say where its keys go; make `# @package {group}s.NAME`, with the "
+                "name of the file, its first line"
+            )
 
 
 def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from leapbench.names import JUDGED, PROJECT, Status
 from leapbench.records.read import TRAINING, Suite, load_suite
 from leapbench.tables import LEAPT, Published, Table, build, load_published
 from leapbench.tables.acceptance import score
-from leapbench.tables.methods import WORKLOAD, of_workload, workload_name
+from leapbench.tables.methods import MAIN, WORKLOAD, leaping, of_workload, workload_name
 from leapbench.tables.render import section_name
 from leapbench.tables.time_to_baseline import leaps_of
 
@@ -67,18 +67,19 @@ def write_figures(
 
 def _leap_figures(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """The figures of the runs of mode=leap; for a single run, those that need no baseline."""
-    part = suite.part("leap")
+    part = leaping(suite)
     if not part.configs:
         return []
     leaps = leaps_of(part)
     completed = leaps.runs[leaps.runs["status"] == Status.completed]
     columns = ["run_id", *WORKLOAD, "row"]
     curves = leaps.curves.merge(completed[columns], on="run_id")
-    references = leaps.references.frame[leaps.references.frame["reference"] == "tuned"]
+    references = leaps.references.frame[leaps.references.frame["reference"].isin(MAIN)]
     paths: list[Path] = []
     for workload in completed[WORKLOAD].drop_duplicates().to_dict("records"):
         name = workload_name(workload)
-        reference = next(iter(of_workload(references, workload)["row"]), None)
+        main = of_workload(references, workload)[["row", "reference"]].to_dict("records")
+        reference = (str(main[0]["row"]), str(main[0]["reference"])) if main else None
         tables = {table: of_workload(frame, workload) for table, frame in frames.items() if table in LEAPT}
         with plt.rc_context(STYLE):
             figures = {"loss_curves": loss_curves(
@@ -107,9 +108,9 @@ def _save(figures: dict[str, Figure | None], name: str, folder: Path) -> list[Pa
     return paths
 
 
-def figures_of_run(folder: Path) -> dict[str, Path]:
-    """Draw the figures of one completed run into <folder>/figures; name -> path."""
+def figures_of_run(folder: Path, out: Path) -> dict[str, Path]:
+    """Draw the figures of the completed run in `folder` into `out`; name -> path."""
     suite = load_suite(folder.parent, only=folder.name)
     published = load_published(PROJECT / "results" / "published")
-    paths = write_figures(suite, score(suite), build(suite, published), published, folder / "figures")
+    paths = write_figures(suite, score(suite), build(suite, published), published, out)
     return {path.stem.partition("__")[0]: path for path in paths}

@@ -15,6 +15,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from leapbench.figures.style import LAP_COLOUR, SPARE_STYLES, grid, predictor_styles
 from leapbench.names import BASELINE, PERSISTENCE, VALIDATION, VERIFICATION
 from leapbench.tables.leaping import OVERHEAD
+from leapbench.tables.methods import MAIN
 
 TITLES = {
     "ours": "validation loss", "pdt_loss": "training loss (PDT)", "pdt_loss_total": "the same, over the total time",
@@ -25,8 +26,8 @@ POINTS = 200
 
 
 def time_to_baseline(frame: pd.DataFrame, name: str) -> Figure | None:
-    """Ratio of charged time to target over the tuned baseline's: a row per method, a panel per definition."""
-    rows = frame[(frame["reference"] == "tuned") & (frame["n_seeds"] > 0)]
+    """Ratio of charged time to target over the baseline's: a row per method, a panel per definition."""
+    rows = frame[frame["reference"].isin(MAIN) & (frame["n_seeds"] > 0)]
     if rows.empty:
         return None
     definitions, labels = list(rows["definition"].unique()), list(rows["row"].unique())
@@ -68,12 +69,14 @@ def time_to_baseline(frame: pd.DataFrame, name: str) -> Figure | None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     n = int(rows["n_seeds"].max())
-    figure.suptitle(f"Time to the tuned baseline's best, over its own: {name}\nmean over n ≤ {n} "
+    figure.suptitle(f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\nmean over n ≤ {n} "
                     "paired seeds, bars: 95 % bootstrap interval; left of the line is faster")  # fmt: skip
     return figure
 
 
-def loss_curves(curves: pd.DataFrame, rows: pd.DataFrame, reference: str | None, name: str) -> Figure | None:
+def loss_curves(
+    curves: pd.DataFrame, rows: pd.DataFrame, reference: tuple[str, str] | None, name: str
+) -> Figure | None:
     """Validation loss against charged time, mean over seeds: the baselines, and a row per predictor.
 
     Of a predictor with several rows, the row with the lowest mean best verification loss is drawn.
@@ -81,9 +84,11 @@ def loss_curves(curves: pd.DataFrame, rows: pd.DataFrame, reference: str | None,
     Args:
         curves: of :func:`leapbench.tables.targets.curves`, with row, kind, predictor and lr_from, completed runs.
         rows: kind, predictor, row in the order of the tables.
-        reference: the row everything is compared with, drawn in every panel; None if there is none.
+        reference: the row everything is compared with, drawn in every panel, and what it is: tuned or plain; None if
+            there is none.
         name: of the workload.
     """
+    baseline, is_what = reference or (None, None)
     regular = curves[curves["regular"] & curves["loss_nats"].notna()]
     validation = regular[regular["split"] == VALIDATION]
     if validation.empty:
@@ -101,15 +106,13 @@ def loss_curves(curves: pd.DataFrame, rows: pd.DataFrame, reference: str | None,
     figure, axes = grid(1, len(panels), 3.4, 3.8)
     top = validation.groupby("run_id")["loss_nats"].first().median()
     for ax, (title, row_names) in zip(axes[0], panels, strict=True):
-        line_names = dict.fromkeys([*row_names, *([reference] if reference else [])])
-        predictor_of = {
-            row: rows.loc[rows["row"] == row, "predictor"].iloc[0] for row in line_names if row != reference
-        }
+        line_names = dict.fromkeys([*row_names, *([baseline] if baseline else [])])
+        predictor_of = {row: rows.loc[rows["row"] == row, "predictor"].iloc[0] for row in line_names if row != baseline}
         styles = predictor_styles(name for name in predictor_of.values() if name != BASELINE)
         for i, row in enumerate(line_names):
             x, y = mean_curve(validation[validation["row"] == row])
-            if row == reference:
-                ax.plot(x, y, color="#000000", lw=2.2, zorder=2, label=f"{row}, the tuned baseline")
+            if row == baseline:
+                ax.plot(x, y, color="#000000", lw=2.2, zorder=2, label=f"{row}, the {is_what} baseline")
                 continue
             predictor = predictor_of[row]
             colour, _ = SPARE_STYLES[i % len(SPARE_STYLES)] if predictor == BASELINE else styles[predictor]
@@ -177,7 +180,7 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("steps after the leap")
         ax.set_title(f"rule {rule}")
         ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    axes[0, 0].set_ylabel("loss - tuned baseline's at equal charged time [nats]")
+    axes[0, 0].set_ylabel("loss - baseline's at equal charged time [nats]")
     n = int(rows["n_seeds"].max())
     note = (
         f"mean over n ≤ {n} seeds' mean leaps, bars: 95 % bootstrap interval; below 0 the run is ahead of its baseline"

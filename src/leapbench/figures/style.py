@@ -125,5 +125,5 @@ class _PlainLog(LogFormatter):
 def bands(rows: pd.DataFrame) -> list[tuple[float, float, str]]:
     """(left, width, regime) of each checkpoint's stretch of training, from the checkpoint before it."""
     steps = rows["step"].to_numpy(dtype=float)
-    starts = np.concatenate([[0.0], steps[:-1]])
+    starts = np.concatenate([[0.0], steps])[: len(steps)]
     return list(zip(starts, steps - starts, rows["regime"], strict=True))

@@ -23,6 +23,11 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of one jsonl file, none if it is absent."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 @contextlib.contextmanager
 def whole(folder: Path) -> Iterator[Path]:
     """A draft to fill, which becomes `folder` in one rename: a folder that is there is complete.

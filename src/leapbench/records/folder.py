@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class RunFolder:
         self._batch: dict[str, bytearray] = {}  # rows not yet written to the files
         self._unsynced: set[str] = set()
         self._flushed_at = -FLUSH_S
+        self.watch: Callable[[str, dict[str, Any]], None] | None = None  # called with every row and its stream
 
     def acquire(self) -> None:
         """Make the folder and take its lock; a dead owner's lock is taken over.
@@ -105,6 +107,8 @@ class RunFolder:
 
     def append(self, stream: str, row: dict[str, Any]) -> None:
         """Add one row to the next batch. Numbers that are not finite become null."""
+        if self.watch is not None:
+            self.watch(stream, row)
         self._batch[stream] += json.dumps({k: finite(v) for k, v in row.items()}).encode() + b"\n"
 
     def flush(self) -> None:

@@ -14,6 +14,7 @@ from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, mixed, not_counted, notes_on
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.leaping import after_leap, leap_overhead
+from leapbench.tables.methods import leaping
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
 from leapbench.tables.render import console, latex, markdown, sections
 from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
@@ -49,7 +50,7 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     """
     if only is not None and only not in TABLES:
         raise RecordError(f"no table {only!r}; there are {', '.join(TABLES)}")
-    observe_part, leap_part = suite.part("observe"), suite.part("leap")
+    observe_part, leap_part = suite.part("observe"), leaping(suite)
     names = (
         [only]
         if only
@@ -105,7 +106,7 @@ def _leap_tables(suite: Suite, published: Published, names: list[str], keep_empt
 
 def without_target(suite: Suite) -> list[str]:
     """For a suite of mode=leap in which no run has a baseline: why there is none, and what runs it."""
-    part = suite.part("leap")
+    part = leaping(suite)
     references = leaps_of(part).references if part.configs else None
     if references is None or len(references.frame):
         return []
@@ -116,7 +117,7 @@ def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     """Write csv, md and tex (and the per-seed csv) under `folder`; returns the paths."""
     paths = write_csv(table, folder)
     bodies = sections(table)
-    notes = notes_on(suite.part("leap" if table.name in LEAPT else "observe"))
+    notes = notes_on(leaping(suite) if table.name in LEAPT else suite.part("observe"))
     for end, text in (
         ("md", markdown(table, suite.name, notes, bodies)),
         ("tex", latex(table, suite.name, bodies)),

@@ -11,7 +11,7 @@ from leapbench.names import LEAPS, VALIDATION, Status
 from leapbench.prediction.clock import CHARGED
 from leapbench.tables import stats
 from leapbench.tables.common import Table
-from leapbench.tables.methods import ROW, WORKLOAD
+from leapbench.tables.methods import PLAIN, ROW, TUNED, WORKLOAD, workload_name
 from leapbench.tables.numbers import interval, number, summarised
 from leapbench.tables.time_to_baseline import Leaps, laps_of, per_run
 
@@ -76,9 +76,14 @@ def after_leap(leaps: Leaps) -> Table:
         "from left to right. What comes after a leap includes the leaps that follow it. Mean of the seeds' means "
         f"[interval], so that leaps of one run count as one; {stats.INTERVAL}."
     )
+    references = leaps.references.frame
+    untuned = references[references["reference"] == PLAIN].to_dict("records")
+    remarks = {
+        workload_name(row): [f"No tuned baseline: minus `{row['row']}`, which nobody has tuned."] for row in untuned
+    }
     return Table(
         "after_leap", "After a leap", frame, header, f"{len(frame)} rows, {int(excess['after'].eq(0).sum())} leaps",
-        sections=WORKLOAD, body=_after_body,
+        sections=WORKLOAD, body=_after_body, remarks=remarks,
     )  # fmt: skip
 
 
@@ -133,9 +138,17 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
 
 
 def _baselines(leaps: Leaps) -> pd.DataFrame:
-    """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; the first of several."""
+    """run_id -> baseline_run_id: the tuned run without a predictor, same schedule and seed; the first of several.
+
+    For a workload without a tuned one, the plain runs that it is compared with.
+    """
     completed = leaps.runs[leaps.runs["status"] == Status.completed]
-    baselines = completed[(completed["kind"] == "baseline") & (completed["lr_from"] == "tuned")]
+    references = leaps.references.frame
+    plain = references.loc[references["reference"] == PLAIN, WORKLOAD].merge(
+        references[references["reference"] == "schedule"]
+    )
+    is_plain = completed[ROW].merge(plain[ROW], how="left", indicator=True)["_merge"].eq("both").to_numpy()
+    baselines = completed[(completed["kind"] == "baseline") & ((completed["lr_from"] == TUNED) | is_plain)]
     key = [*WORKLOAD, "optimizer", "schedule", "seed"]
     baselines = baselines.drop_duplicates(key)[[*key, "run_id"]].rename(columns={"run_id": "baseline_run_id"})
     pairs = completed.merge(baselines, on=key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
 ROW = [*WORKLOAD, "row"]
 KINDS = ("baseline", "control", "method")
 LR_FROM = ("tuned", "published", "given")
-REFERENCES = ("tuned", "schedule", "published")
+TUNED, PLAIN = "tuned", "plain"
+MAIN = (TUNED, PLAIN)  # what a workload is compared with in the first place: plain where nothing is tuned
+REFERENCES = (TUNED, "schedule", "published")
 # What both papers train with.
 PUBLISHED_SCHEDULES = ("cosine", "cosine_two_stage")
 NAMED = ("schedule", "K", "lr_from")
@@ -31,14 +33,32 @@ SCIENCE = [
 ]  # fmt: skip
 
 
+def leaping(suite: Suite) -> Suite:
+    """The runs of mode=leap; for a workload without plain training among them, that of mode=observe too."""
+    part = suite.part("leap")
+    plain_runs = suite.runs[(suite.runs["mode"] == "observe") & (suite.runs["predictor"] == BASELINE)]
+    keys = {name: _workload_of(science) for name, science in suite.configs.items()}
+    leaping_keys = {keys[name] for name in part.configs}
+    has_baseline = {keys[name] for name in part.runs.loc[part.runs["predictor"] == BASELINE, "run_id"]}
+    added = plain_runs[[keys[name] in leaping_keys - has_baseline for name in plain_runs["run_id"]]]
+    if added.empty:
+        return part
+    configs = part.configs | {name: suite.configs[name] for name in added["run_id"]}
+    return replace(part, runs=pd.concat([part.runs, added], ignore_index=True), configs=configs)
+
+
 def methods(suite: Suite) -> pd.DataFrame:
-    """One row per run of mode=leap that has a config, in the order of the tables.
+    """One row per run that has a config, in the order of the tables.
+
+    Args:
+        suite: of :func:`leaping`.
 
     Returns:
         run_id, seed, status, the columns of SCIENCE, and `identity`, equal for the runs that differ in their seed only.
         `row` names them: predictor and rule, and what else distinguishes them from the other rows of the workload.
     """
-    runs = suite.runs[(suite.runs["mode"] == "leap") & suite.runs["run_id"].isin(list(suite.configs))]
+    is_row = (suite.runs["mode"] == "leap") | (suite.runs["predictor"] == BASELINE)
+    runs = suite.runs[is_row & suite.runs["run_id"].isin(list(suite.configs))]
     columns = ["run_id", "seed", "status", *SCIENCE]
     if runs.empty:
         return pd.DataFrame(columns=[*columns, "identity"])
@@ -53,6 +73,11 @@ def methods(suite: Suite) -> pd.DataFrame:
     table["identity"] = table.groupby(["identity", "K"], dropna=False).ngroup()
     table["row"] = _labels(table, flat)
     return _ordered(table)[[*columns, "identity"]]
+
+
+def _workload_of(science: dict[str, Any]) -> tuple[Any, ...]:
+    train = science["train"]
+    return (science["model"]["name"], science["dataset"]["name"], train["steps"], train["batch_size"])
 
 
 def _facts(science: dict[str, Any]) -> dict[str, Any]:
@@ -126,8 +151,9 @@ class References:
 
     Attributes:
         frame: WORKLOAD, reference, row, its mean best verification loss, nats, and for_schedule: the schedule it
-            is for, "" for all. Reference `tuned` is the best tuned baseline over all schedules, `schedule` the tuned
-            baseline with the method's own, `published` the one at the published setting.
+            is for, "" for all. Reference `tuned` is the best tuned baseline over all schedules, `plain` stands in for
+            it where there is none, `schedule` is the one with the method's own, `published` the one at the published
+            setting.
         remarks: workload -> lines that say which row was chosen and why, or that there is none.
         problems: one line per workload whose tuned baseline diverged.
     """
@@ -141,8 +167,8 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
     """Choose the baselines of every workload. The validation split is not used.
 
     tuned: of the rows without a predictor, lr_from=tuned, that have the most completed seeds and no diverged one, the
-    one with the lowest mean over seeds of the best verification loss. published: the row with lr_from=published, on a
-    cosine schedule if there are several.
+    one with the lowest mean over seeds of the best verification loss. plain: the same of all rows without a predictor,
+    where none is tuned. published: the row with lr_from=published, on a cosine schedule if there are several.
 
     Args:
         suite: for its name and configs.
@@ -156,12 +182,12 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
         lines = result.remarks.setdefault(key, [])
         name = workload_name(dict(zip(WORKLOAD, key, strict=True)))
         baselines = group[group["kind"] == "baseline"]
-        tuned = _baseline_scores(baselines[baselines["lr_from"] == "tuned"], verification)
-        valid = tuned[(tuned["diverged"] == 0) & tuned["best"].notna()]
-        valid = valid[valid["seeds"] == valid["seeds"].max()].sort_values("best", kind="stable")
+        tuned = _baseline_scores(baselines[baselines["lr_from"] == TUNED], verification)
+        valid = _best_first(tuned)
+        plain = _best_first(_baseline_scores(baselines[baselines["lr_from"] != TUNED], verification))
         if len(valid):
             first = valid.iloc[0]
-            rows.append([*key, "tuned", first["row"], first["best"], ""])
+            rows.append([*key, TUNED, first["row"], first["best"], ""])
             rows += [[*key, "schedule", *item] for item in valid[["row", "best", "schedule"]].itertuples(index=False)]
             others = ", ".join(f"`{row}` {best:.4g}" for row, best in zip(valid["row"], valid["best"], strict=True))
             lines.append(
@@ -171,7 +197,7 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
             )
         elif (tuned["diverged"] > 0).any():
             ids = ", ".join(
-                baselines.loc[(baselines["lr_from"] == "tuned") & (baselines["status"] == Status.diverged), "run_id"]
+                baselines.loc[(baselines["lr_from"] == TUNED) & (baselines["status"] == Status.diverged), "run_id"]
             )
             problem = (
                 f"{name}: the tuned baseline diverged ({ids}), so there is no target; tune with a wider grid "
@@ -181,7 +207,21 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
             lines.append(f"No tuned baseline: {problem}.")
         else:
             command = _command(suite, group, "schedule=constant,cosine,wsd optimizer.lr=tuned")
-            lines.append(f"No tuned baseline: {name} has not been run to its end without a predictor; {command}.")
+            if len(plain):
+                first = plain.iloc[0]
+                by_schedule = plain.drop_duplicates("schedule")[["row", "best", "schedule"]]
+                rows.append([*key, PLAIN, first["row"], first["best"], ""])
+                rows += [[*key, "schedule", *item] for item in by_schedule.itertuples(index=False)]
+                lines.append(
+                    f"No tuned baseline: compared with plain training as it was run, `{first['row']}`, lr "
+                    f"{first['lr']:g}, {first['seeds']} {'seed' if first['seeds'] == 1 else 'seeds'}. Nobody has tuned "
+                    f"it, so a better learning rate may give what a method seems to gain. Tuned: {command}."
+                )
+            else:
+                lines.append(
+                    f"No tuned baseline: {name} has not been run to its end without a predictor; the command of its "
+                    f"runs with predictor=none gives plain training to compare with. Tuned: {command}."
+                )
         published = _baseline_scores(baselines[baselines["lr_from"] == "published"], verification)
         published = published.sort_values("schedule", key=lambda names: ~names.isin(PUBLISHED_SCHEDULES), kind="stable")
         valid = published[published["best"].notna()]
@@ -197,6 +237,12 @@ def references(suite: Suite, runs: pd.DataFrame, verification: pd.Series) -> Ref
     if rows:
         result.frame = pd.DataFrame(rows, columns=list(result.frame))
     return result
+
+
+def _best_first(scores: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows of :func:`_baseline_scores` without a diverged seed those with the most seeds, best first."""
+    valid = scores[(scores["diverged"] == 0) & scores["best"].notna()]
+    return valid[valid["seeds"] == valid["seeds"].max()].sort_values("best", kind="stable")
 
 
 def _baseline_scores(baselines: pd.DataFrame, verification: pd.Series) -> pd.DataFrame:

@@ -45,12 +45,15 @@ def curves(suite: Suite, runs: pd.DataFrame) -> pd.DataFrame:
         run_id, split, steps (gradient steps paid), loss_nats, accuracy, charged_s (all laps but evaluation),
         charged_steps (charged_s in units of the run's own mean training step up to there: steps, if nothing but
         training were charged, on any machine), the laps, and regular: whether the row belongs to the grid that
-        all runs share, so not the extra evaluations of validation after a leap.
+        all runs share, so not the extra evaluations of validation after a leap. Of a run of mode=observe only
+        training is charged: the rest of what it does is looking.
     """
     laps = [f"{lap}_s" for lap in CHARGED]
     columns = ["run_id", "split", "step", "loss_nats", "accuracy", *laps]
     rows = suite.records[EVALS][columns].merge(runs[["run_id", "eval_every"]], on="run_id")
     rows = rows.rename(columns={"step": "steps"}).sort_values(["run_id", "steps"], kind="stable")
+    observed = suite.runs.loc[suite.runs["mode"] == "observe", "run_id"]
+    rows.loc[rows["run_id"].isin(observed), [lap for lap in laps if lap != "train_s"]] = 0.0
     rows["charged_s"] = rows[laps].sum(axis=1)
     rows["charged_steps"] = rows["charged_s"] * rows["steps"] / rows["train_s"]
     last = rows.groupby("run_id")["steps"].transform("max")

@@ -15,7 +15,20 @@ from leapbench.prediction.clock import CHARGED
 from leapbench.records.read import Suite
 from leapbench.tables import stats
 from leapbench.tables.common import Published, Table
-from leapbench.tables.methods import REFERENCES, ROW, SCIENCE, WORKLOAD, References, methods, references, workload_name
+from leapbench.tables.methods import (
+    MAIN,
+    PLAIN,
+    REFERENCES,
+    ROW,
+    SCIENCE,
+    TUNED,
+    WORKLOAD,
+    References,
+    leaping,
+    methods,
+    references,
+    workload_name,
+)
 from leapbench.tables.numbers import MISSING, interval, number, summarised
 from leapbench.tables.targets import DEFINITIONS, QUANTITIES, best_of, curves, paired, time_to_target
 
@@ -58,6 +71,7 @@ class Leaps:
 
 def leaps_of(suite: Suite) -> Leaps:
     """Rows, curves and references of a suite's mode=leap runs."""
+    suite = leaping(suite)
     runs = methods(suite)
     rows = curves(suite, runs)
     verification = rows[(rows["split"] == VERIFICATION) & rows["regular"]].groupby("run_id")["loss_nats"].min()
@@ -112,6 +126,9 @@ def _grid(leaps: Leaps) -> pd.DataFrame:
     frame = leaps.references.frame.rename(columns={"row": "reference_row"}).drop(columns="best_verification_nats")
     combinations = pd.DataFrame({"reference": REFERENCES}).merge(pd.DataFrame({"definition": DEFINITIONS}), how="cross")
     grid = leaps.rows.merge(combinations, how="cross")
+    plain = frame.loc[frame["reference"] == PLAIN, WORKLOAD]
+    untuned = (grid[WORKLOAD].merge(plain, how="left", indicator=True)["_merge"] == "both").to_numpy()
+    grid["reference"] = grid["reference"].mask(untuned & (grid["reference"] == TUNED), PLAIN)
     grid["for_schedule"] = grid["schedule"].where(grid["reference"] == "schedule", "")
     grid = grid.merge(frame, on=[*WORKLOAD, "reference", "for_schedule"], how="left").drop(columns="for_schedule")
     runs = leaps.runs[["run_id", *WORKLOAD]].merge(best_of(leaps.curves, "pdt_accuracy").dropna().reset_index())
@@ -204,9 +221,10 @@ def as_published(frame: pd.DataFrame) -> pd.Series:
 def _summary(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
     rows, workloads = len(frame[ROW].drop_duplicates()), len(frame[WORKLOAD].drop_duplicates())
     text = f"{rows} rows of {workloads} {'workload' if workloads == 1 else 'workloads'}, {len(cells)} times to a target"
-    without_baseline = rows - len(
-        frame.loc[(frame["reference"] == "tuned") & (frame["n_seeds"] > 0), ROW].drop_duplicates()
-    )
+    compared = frame[frame["reference"].isin(MAIN) & (frame["n_seeds"] > 0)].drop_duplicates(ROW)
+    untuned = int((compared["reference"] == PLAIN).sum())
+    text += f"; {untuned} rows compared with plain training, because no baseline is tuned" if untuned else ""
+    without_baseline = rows - len(compared)
     return text + (f"; {without_baseline} rows without a tuned baseline to compare with" if without_baseline else "")
 
 
@@ -225,7 +243,8 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
     body = []
     for _, group in part.groupby("row", sort=False):
         cells = {(row["definition"], row["reference"]): row for row in group.to_dict("records")}
-        first = cells["ours", "tuned"]
+        main = next(reference for reference in MAIN if ("ours", reference) in cells)
+        first = cells["ours", main]
         proposals, all_reached = first["leaps_proposed"], 0 < first["n_seeds"] == first["reached"]
         line = {
             "method": first["row"],
@@ -240,15 +259,15 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
             "seconds": ratio(first, "charged_s", brief) if all_reached else "-",
             "charged, to same schedule": ratio(cells["ours", "schedule"], "charged_steps", brief),
             "charged, to published-style": ratio(cells["ours", "published"], "charged_steps", brief),
-            "pdt loss": ratio(cells["pdt_loss", "tuned"], "charged_steps", brief),
-            "pdt total": ratio(cells["pdt_loss_total", "tuned"], "charged_steps", brief),
+            "pdt loss": ratio(cells["pdt_loss", main], "charged_steps", brief),
+            "pdt total": ratio(cells["pdt_loss_total", main], "charged_steps", brief),
         }
         if images:
-            line["pdt accuracy"] = ratio(cells["pdt_accuracy", "tuned"], "charged_steps", brief)
+            line["pdt accuracy"] = ratio(cells["pdt_accuracy", main], "charged_steps", brief)
             line["best accuracy [%]"] = interval(first, "best_accuracy_pct", brief)
         line["best validation loss"] = interval(first, "best_validation_nats", brief)
         body.append(line)
-    cited = part[(part["reference"] == "tuned") & part["published_pct"].notna()].drop_duplicates("definition")
+    cited = part[part["reference"].isin(MAIN) & part["published_pct"].notna()].drop_duplicates("definition")
     if len(cited):
         shown = {"pdt_loss_total": "pdt total", "pdt_accuracy": "pdt accuracy"}
         line = {"method": f"published: PDT, {cited['published_model'].iloc[0]}"}

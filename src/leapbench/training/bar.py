@@ -26,7 +26,7 @@ class Bar:
         self.label, self.total, self.start, self.shown, self.now = label, total, start, shown, now
         self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
         self.began = self.shown_at = now()
-        self.loss = ""
+        self.position, self.loss = start, ""
         self.progress: Progress | None = None
         if shown and self.console.is_terminal:
             columns = (
@@ -39,6 +39,7 @@ class Bar:
 
     def update(self, position: int) -> None:
         """Show the position, unless something was shown a moment ago."""
+        self.position = position
         if not self.shown or self.now() - self.shown_at < (REFRESH_S if self.progress else LINE_S):
             return
         self.shown_at = self.now()
@@ -55,6 +56,7 @@ class Bar:
         self.loss = f"loss {loss:.3f}"
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Leave the bar at the last position."""
         if self.progress is not None:
+            self.progress.update(self.task, completed=self.position, loss=self.loss)
             self.progress.stop()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from leapbench.config.choices import LoggerName, WandbMode
 from leapbench.config.errors import ConfigError
-from leapbench.names import FAILURES
-
-if TYPE_CHECKING:
-    from leapbench.config.groups import WandbConfig
-    from leapbench.config.schema import RunConfig
+from leapbench.config.schema import NONE, RunConfig, digest
+from leapbench.names import BASELINE, CONTROLS, FAILURES, Mode
 
 INIT_TIMEOUT_S = 60.0
+LONGEST = 64  # characters of a tag that W&B accepts
+UNUSABLE = re.compile(r"[^A-Za-z0-9_.-]")  # in a run's id
 OFFLINE = "use wandb.mode=offline (upload later with `wandb sync`) or logger=none"
 
 
@@ -45,32 +45,36 @@ class NoLogger:
 
 
 class WandbLogger:
-    """One Weights & Biases run per run id; a run that is resumed continues there too.
+    """One Weights & Biases run per run and suite, in the suite's group; a run that is resumed continues there too.
 
-    Offline every start writes a segment of its own under `<dir>/wandb/offline-run-*-<run_id>`; `wandb sync` joins the
-    segments of one id into one run.
+    Offline every start writes a segment of its own under `<dir>/wandb/offline-run-*`; `wandb sync` joins the segments
+    of one id into one run.
 
     Raises:
         ConfigError: if W&B cannot be reached or needs an API key.
     """
 
-    def __init__(self, config: WandbConfig, run_id: str, science: dict[str, Any]) -> None:
+    def __init__(self, config: RunConfig) -> None:
         import wandb
 
-        if config.mode == WandbMode.online and not _has_key():
+        settings = config.wandb
+        if settings.mode == WandbMode.online and not _has_key():
             raise ConfigError(f"wandb.mode=online needs an API key (`wandb login`, or WANDB_API_KEY); or {OFFLINE}")
         # W&B falls back to a temporary folder when this one does not exist.
-        Path(config.dir).mkdir(parents=True, exist_ok=True)
+        Path(settings.dir).mkdir(parents=True, exist_ok=True)
         try:
             self._run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                id=run_id,
-                name=run_id,
+                project=settings.project,
+                entity=settings.entity,
+                id=id_of(config),
+                name=name_of(config),
+                group=config.suite,
+                job_type=config.mode,
+                tags=tags_of(config),
                 resume="allow",
-                mode="online" if config.mode == WandbMode.online else "offline",
-                dir=config.dir,
-                config=science,
+                mode="online" if settings.mode == WandbMode.online else "offline",
+                dir=str(Path(settings.dir).absolute()),
+                config=config.science() | {"suite": config.suite, "run_id": config.run_id},
                 reinit="finish_previous",
                 settings=wandb.Settings(quiet=True, console="off", init_timeout=INIT_TIMEOUT_S),
             )
@@ -94,17 +98,38 @@ class WandbLogger:
         self._run.finish(exit_code=int(summary["status"] in FAILURES))
 
 
-def build(config: RunConfig, run_id: str, science: dict[str, Any]) -> Logger:
-    """The logger `config.logger` names.
+def build(config: RunConfig) -> Logger:
+    """The logger `config.logger` names."""
+    return NoLogger() if config.logger == LoggerName.none else WandbLogger(config)
 
-    Args:
-        config: `logger` and `wandb` are read.
-        run_id: becomes the W&B run's id.
-        science: the resolved science config, shown as the W&B run's config.
-    """
-    if config.logger == LoggerName.none:
-        return NoLogger()
-    return WandbLogger(config.wandb, run_id, science)
+
+def id_of(config: RunConfig) -> str:
+    """`suite-run_id`, of characters that W&B allows; no two suites share one."""
+    plain = UNUSABLE.sub("-", config.suite)[:LONGEST]
+    suite = plain if plain == config.suite else f"{plain}-{digest(config.suite)}"
+    return f"{suite}-{config.run_id}"
+
+
+def name_of(config: RunConfig) -> str:
+    """`trend K=10 strict, gpt2_nano stdlib, seed 0`; without the controls, which every run that observes has."""
+    predictors = "+".join(_requested(config)) or BASELINE
+    leaps = config.mode == Mode.leap and config.predictors
+    method = f"{predictors} K={config.horizons[0]} {config.leap.rule}" if leaps else predictors
+    return f"{method[:LONGEST]}, {config.model.name} {config.dataset.name}, seed {config.seed}"
+
+
+def tags_of(config: RunConfig) -> list[str]:
+    """The axes of the sweeps: mode, workload, training, and what is predicted how."""
+    tags = [config.mode, config.model.name, config.dataset.name, config.optimizer.name, config.schedule.name]
+    tags += [] if config.wrapper.name == NONE else [config.wrapper.name]
+    tags += [*(_requested(config) or [BASELINE]), *config.protocols]
+    if config.mode == Mode.leap and config.predictors:
+        tags += [f"K={config.horizons[0]}", f"rule={config.leap.rule}", f"gate={config.leap.gate}"]
+    return [str(tag)[:LONGEST] for tag in dict.fromkeys([*tags, f"seed={config.seed}"])]
+
+
+def _requested(config: RunConfig) -> list[str]:
+    return [name for name in config.predictors if name not in CONTROLS] or list(config.predictors)
 
 
 def _has_key() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from leapbench.config.choices import LoggerName
 from leapbench.config.schema import RunConfig
 from leapbench.names import VALIDATION, Status
 from leapbench.names import Mode as ModeName
@@ -19,6 +20,7 @@ from leapbench.records.folder import RunFolder
 from leapbench.training.bar import Bar
 from leapbench.training.leaping import Leaping
 from leapbench.training.logger import Logger
+from leapbench.training.metrics import Metrics
 from leapbench.training.mode import Mode
 from leapbench.training.observe import Observer
 from leapbench.training.schedule import factor_at
@@ -42,7 +44,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     checkpoint = folder.load_checkpoint(device)
     folder.open(checkpoint["offsets"] if checkpoint else None)
     clock = Clock(device, checkpoint["clock"] if checkpoint else None)
-    scores = Scores(folder, logger, clock)
+    scores = Scores(folder, clock)
     weights = FlatWeights.of(model)
     optimizer = build_optimizer(config.optimizer, weights.named_parameters())
     wrapper = build_wrapper(config.wrapper, optimizer, weights)
@@ -50,6 +52,8 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     schedule = factor_at(config.schedule, steps)
     training_step = TrainingStep(workload, workload.forward, weights.parameters, optimizer, schedule, wrapper)
     mode: Mode = MODES[config.mode](config, workload, scored, optimizer, schedule, clock, folder, scores)
+    if config.logger != LoggerName.none:
+        folder.watch = Metrics(config, logger, optimizer, folder)
     step, position, train_loss = 0, 0, torch.zeros((), device=device)
     set_rng(seed_of(config, "training"))
     if checkpoint:

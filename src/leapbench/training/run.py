@@ -77,7 +77,7 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
             folder.open(None)
             folder.finish({"status": Status.skipped, "reason": reason, "steps": 0, "skipped": skipped})
             return Outcome(Status.skipped, run_id, folder.path, reason)
-        logger = build_logger(config, run_id, config.science())
+        logger = build_logger(config)
         try:
             with Deferred() as stop:
                 summary = train(config, workload, folder, logger, stop)

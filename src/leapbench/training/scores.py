@@ -1,4 +1,4 @@
-"""The losses of a run: rows of evals.jsonl, the logger's metrics, the last ones and the best."""
+"""The losses of a run: rows of evals.jsonl, the last ones and the best."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from leapbench.names import EVALS, TRAIN, VALIDATION, VERIFICATION
 from leapbench.prediction.clock import Clock
 from leapbench.records.folder import RunFolder, finite
-from leapbench.training.logger import Logger
 from leapbench.training.workload import Score
 
 
@@ -27,8 +26,8 @@ class Scores:
         best: lowest validation loss, with its step and position; empty before the first.
     """
 
-    def __init__(self, folder: RunFolder, logger: Logger, clock: Clock) -> None:
-        self.folder, self.logger, self.clock = folder, logger, clock
+    def __init__(self, folder: RunFolder, clock: Clock) -> None:
+        self.folder, self.clock = folder, clock
         self.losses: dict[str, float] = {}
         self.best: dict[str, Any] = {}
 
@@ -39,9 +38,6 @@ class Scores:
         seconds = {f"{lap}_s": total for lap, total in self.clock.now().items() if lap != "other"}
         row = {"step": step, "position": position, "split": split, "loss_nats": score.loss} | metric
         self.folder.append(EVALS, row | seconds)
-        self.logger.log(
-            {f"{split}/loss_nats": score.loss} | {f"{split}/{key}": value for key, value in metric.items()}, step
-        )
         if split == VALIDATION and score.loss < self.best.get("validation_loss_nats", math.inf):
             self.best = {"validation_loss_nats": score.loss, "step": step, "position": position}
 

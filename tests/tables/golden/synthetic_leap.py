@@ -43,6 +43,7 @@ def write_leap_run(
     speed: float = 1.0,
     status: str | None = "completed",
     reason: str | None = None,
+    mode: str = "leap",
     extra: dict | None = None,
 ) -> Path:
     """One run folder.
@@ -63,7 +64,7 @@ def write_leap_run(
         "model": {"name": model}, "dataset": {"name": dataset},
         "optimizer": {"name": "sgd", "lr": lr, "lr_from": lr_from}, "schedule": {"name": schedule, "warmup": 0},
         "train": {"steps": steps, "interval": every, "batch_size": 48}, "verify": {"sequences": 96},
-        "eval": {"every": every, "sequences": 300}, "predictors": {}, "mode": "leap", "seed": seed,
+        "eval": {"every": every, "sequences": 300}, "predictors": {}, "mode": mode, "seed": seed,
         "protocols": {"exact": {"inclusive": False}},
     }  # fmt: skip
     if predictor:

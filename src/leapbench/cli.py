@@ -139,9 +139,12 @@ def main(task: Callable[[], Any]) -> None:
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         if (text := answer(sys.argv[1:])) is not None:
-            print(text)
+            print(text, flush=True)
         else:
             task()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (Terminated, KeyboardInterrupt) as end:
         status = int(end.code or 0) if isinstance(end, Terminated) else 130
         _exit("; ".join(["interrupted", *getattr(end, "__notes__", [CONTINUE])]), status)

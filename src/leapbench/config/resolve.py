@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leapbench.config.check import check
-from leapbench.config.choices import LrFrom, Thresholds
+from leapbench.config.choices import LrFrom, Source
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import OptimizerConfig, WrapperConfig
 from leapbench.config.schema import RunConfig
+from leapbench.config.thresholds import fill_thresholds
 from leapbench.config.tuned import TUNED, tuned_lr
 from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 
 # Quantities in steps that may be written "N epochs".
 IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
 EPOCHS = re.compile(r"(\d+) epochs?")
+# Tokenizers that are no name of the hub's or of a folder.
+TRAINED_HERE = ("byte", "bpe")
 # OmegaConf's message for a value that is no member of an enum.
 NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 
@@ -34,6 +38,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
     _check_seed(plain.get("seed"))
     try:
         OmegaConf.resolve(plain)
+        _check_groups(plain)
         _epochs_to_steps(plain)
         plain.K = parse_horizons(plain.get("K"))
         predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
@@ -47,7 +52,8 @@ def resolve(cfg: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     config.predictors = _select(predictors, config.mode)
     _fill_lr(config)
-    _fill_thresholds(config)
+    _make_absolute(config)
+    fill_thresholds(config)
     check(config)
     return config
 
@@ -77,6 +83,41 @@ def _check_seed(seed: Any) -> None:
         raise ConfigError(f"seed={seed} is not an integer{hint}")
     if seed < 0:
         raise ConfigError(f"seed={seed} must be 0 or more")
+
+
+def _check_groups(plain: DictConfig) -> None:
+    """Raise ConfigError where one value stands in the place of a group of keys."""
+    groups = [name for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)]
+    for key in (*groups, "predictors", "protocols"):
+        if key not in plain or OmegaConf.is_dict(plain[key]):
+            continue
+        choice = key.removesuffix("s") if key in ("predictors", "protocols") else key
+        names = sorted(path.stem for path in (PROJECT / "conf" / choice).glob("*.yaml"))
+        remedy = f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
+        raise ConfigError(f"{key}={plain[key]} replaces a group of keys by one value; {remedy}")
+    for name, spec in plain.get("predictors", {}).items():
+        if name != BASELINE and not OmegaConf.is_dict(spec):
+            raise ConfigError(f"predictors.{name}={spec} is no predictor; choose with predictor=NAME")
+
+
+def _make_absolute(config: RunConfig) -> None:
+    """Name local folders and files by their place, so that a run is the same wherever it is started from."""
+    dataset, model = config.dataset, config.model
+    if dataset.path and (dataset.source != Source.hub or _is_here(dataset.path)):
+        dataset.path = _place(dataset.path)
+    if _is_here(dataset.tokenizer):
+        dataset.tokenizer = _place(dataset.tokenizer)
+    if model.pretrained and _is_here(model.pretrained):
+        model.pretrained = _place(model.pretrained)
+
+
+def _is_here(name: str) -> bool:
+    """Whether a name that may be one of the hub's is a folder of this machine."""
+    return name not in TRAINED_HERE and os.path.isdir(os.path.expanduser(name))
+
+
+def _place(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
@@ -138,33 +179,6 @@ def _fill_lr(config: RunConfig) -> None:
     if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
         raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
     config.optimizer.lr = float(config.optimizer.lr)
-
-
-def _fill_thresholds(config: RunConfig) -> None:
-    regime = config.regime
-    if not config.gated:
-        return
-    if regime.thresholds == Thresholds.published:
-        pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}
-        regime.by_protocol = {name: pair for name in config.protocols}
-    else:
-        assert regime.file is not None
-        path = PROJECT / regime.file
-        if not path.is_file():
-            raise ConfigError(
-                f"regime=calibrated needs {regime.file}, which does not exist; measure it with a calibration sweep and "
-                "scripts/calibrate.py, or use regime=published"
-            )
-        calibration = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(calibration, dict)
-        missing = [name for name in config.protocols if name not in calibration["protocols"]]
-        if missing:
-            raise ConfigError(
-                f"{regime.file} has no thresholds for protocol {missing[0]}; calibrate it, or use regime=published"
-            )
-        regime.source = calibration["source"]
-        regime.by_protocol = {name: calibration["protocols"][name] for name in config.protocols}
-    regime.tau_high = regime.tau_low = None
 
 
 def _one_line(error: Exception) -> str:

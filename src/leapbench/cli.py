@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +42,14 @@ STORAGE = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "a folder stands where a file belongs",
+    errno.ENOTDIR: "a file stands where a folder belongs",
+    errno.EEXIST: "a file stands where a folder belongs",
+    errno.ELOOP: "its links lead in a circle",
 }
+MULTIRUN = ("-m", "--multirun")
+NO_PREDICTOR = re.compile(r"predictor=\[\s*\]")
 # The errors of joblib and submitit for a job whose process died without a result.
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
 
@@ -120,6 +127,7 @@ def main(task: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
+        sys.argv[1:] = arguments(sys.argv[1:])
         task()
     except Terminated as end:
         _exit(f"interrupted; {CONTINUE}", int(end.code or 0))
@@ -132,6 +140,17 @@ def main(task: Callable[[], Any]) -> None:
         _exit(*explanation)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def arguments(words: Sequence[str]) -> list[str]:
+    """The command line with -m in front, wherever it stood: Hydra wants all overrides in one piece.
+
+    Raises:
+        ConfigError: it chooses no predictor at all, which is not what `none` is.
+    """
+    if empty := next(filter(NO_PREDICTOR.fullmatch, words), None):
+        raise ConfigError(f"{empty} chooses nothing; use predictor=none (plain training), persistence or another name")
+    return sorted(words, key=lambda word: word not in MULTIRUN)
 
 
 def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] | None:
@@ -157,7 +176,7 @@ def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] 
     if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         return _composition(error), 2
     if isinstance(error, OSError) and error.errno in STORAGE:
-        path = error.filename or folder or os.getcwd()
+        path = error.filename2 or error.filename or folder or os.getcwd()
         return f"{path}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
         return f"{folder or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
@@ -199,10 +218,19 @@ def _composition(error: Exception) -> str:
     parent = getattr(cause, "parent_node", None)
     if isinstance(error, ConfigCompositionException) and cause is not None:
         if isinstance(parent, DictConfig) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
-            return f"{cause.full_key} is not a key{_nearest(str(cause.key), [str(key) for key in parent])}"
+            return f"{cause.full_key} is not a key{_nearest(str(cause.key), _keys(parent))}"
         detail = _first_line(cause)
         return f"{line.rstrip('.')}: {detail}" if line != type(error).__name__ else detail
     return line
+
+
+def _keys(parent: DictConfig) -> list[str]:
+    """What may stand on the left of an override in this place; groups are chosen by the names of their folders."""
+    keys = {str(key) for key in parent}
+    if "predictors" in keys:
+        keys |= {path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()}
+        keys -= {"predictors", "protocols"}
+    return sorted(keys)
 
 
 def _nearest(name: str, options: list[str]) -> str:

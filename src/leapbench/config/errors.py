@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# Kinds of errors whose message is a sentence; that of a KeyError is a key.
-TELLING = (ValueError, TypeError, RuntimeError, AssertionError, OSError)
-LONGEST = 300  # characters
+# Kinds of errors whose message is no sentence without them: that of a KeyError is a key.
+WORDLESS = (LookupError, ArithmeticError)
+LONGEST = 200  # characters
 
 
 class ConfigError(Exception):
@@ -19,4 +19,4 @@ def complaint(error: BaseException) -> str:
     """What a library says about a setting, in one line: its message, with the error's kind where that says more."""
     text = " ".join(str(error).split())
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return text if text and isinstance(error, TELLING) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if text and not isinstance(error, WORDLESS) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -36,7 +36,7 @@ from leapbench.names import (
     SUMMARY,
     Status,
 )
-from leapbench.records.files import utc, write_json, write_text
+from leapbench.records.files import read_object, utc, write_json, write_text
 from leapbench.records.lock import HeldError, Lock, LostError
 
 SCHEMA = 1
@@ -88,7 +88,8 @@ class RunFolder:
         """
         write_text(self.path / CONFIG, yaml.safe_dump({"science": science, "machine": machine}, sort_keys=False))
         path = self.path / META
-        starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+        earlier = read_object(path, "delete it; it only tells of earlier starts") or {}
+        starts = earlier["starts"] if isinstance(earlier.get("starts"), list) else []
         start = meta.pop("start")
         write_json(path, {"schema": SCHEMA, **meta, "starts": [*starts, {"utc": utc(), "pid": os.getpid(), **start}]})
 
@@ -157,15 +158,18 @@ class RunFolder:
             ConfigError: it is damaged.
         """
         target = self.path / CHECKPOINT
-        if not target.is_file():
+        if not target.exists():
             return None
         try:
-            return torch.load(target, map_location=device, weights_only=False)
+            state = torch.load(target, map_location=device, weights_only=False)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            truncated = isinstance(error, OSError) and error.errno == errno.EINVAL
-            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not truncated):
+            damaged = isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EISDIR)  # EINVAL: cut short
+            if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not damaged):
                 raise
-            raise ConfigError(f"{target} is damaged; delete it, and the run starts over") from None
+            state = None
+        if not isinstance(state, dict) or not isinstance(state.get("offsets"), dict):
+            raise ConfigError(f"{target} is damaged; delete it, and the run starts over")
+        return state
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json last of all, and drop the checkpoint of a run that will never be resumed."""

@@ -52,5 +52,5 @@ def ended(config: RunConfig) -> dict[str, str] | None:
         return None
     return {
         "status": summary["status"], "run_id": config.run_id, "folder": str(config.folder),
-        "reason": summary["reason"] or "",
+        "reason": summary.get("reason") or "",
     }  # fmt: skip

@@ -29,7 +29,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from leapbench.config.choices import Source, Thresholds
 from leapbench.config.errors import BusyError, ConfigError
+from leapbench.config.remarks import remark
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
 from leapbench.names import FAILURES, PROJECT, Status
@@ -49,6 +51,7 @@ STORAGE = {
     errno.ELOOP: "its links lead in a circle",
 }
 MULTIRUN = ("-m", "--multirun")
+CHOSEN = re.compile(r"\+?\+?regime=")
 NO_PREDICTOR = re.compile(r"predictor=\[\s*\]")
 # The errors of joblib and submitit for a job whose process died without a result.
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
@@ -72,6 +75,7 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
     config = None
     try:
         config = resolve(cfg)
+        _say_whose_thresholds(config)
         end = (runner or _run)(config)
         result = {key: str(getattr(end, key) or "") for key in ("status", "run_id", "folder", "reason")}
     except Exception as error:
@@ -192,6 +196,17 @@ def _run(config: RunConfig) -> Any:
     from leapbench.training.run import run
 
     return run(config, _draw)
+
+
+def _say_whose_thresholds(config: RunConfig) -> None:
+    """Regimes of the user's own text have thresholds that were measured elsewhere, unless the user has chosen."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    published = config.gated and config.regime.thresholds == Thresholds.published
+    if words and published and config.dataset.source == Source.text_files and not any(map(CHOSEN.match, words)):
+        remark(
+            f"regime=published: nothing is calibrated for {config.model.name} on your text, so its regimes have the "
+            "published thresholds (GPT-2 on WikiText-103); scripts/calibrate.py measures others for regime=calibrated"
+        )
 
 
 def _draw(folder: Path) -> dict[str, Path]:

@@ -127,8 +127,8 @@ class LeapSweeper(BasicSweeper):
             key = override.get_key_element()
             axes[key] = self._values(override)
             (swept.add if override.is_sweep_override() else swept.discard)(key)
-        if (cells := math.prod(map(len, axes.values()))) > MOST_JOBS:
-            raise ConfigError(f"these axes make {cells:,} cells; {TOO_MANY}")
+        if (count := math.prod(map(len, axes.values()))) > MOST_JOBS:
+            raise ConfigError(f"these axes make {count:,} cells or more; {TOO_MANY}")
         folded = {
             key: [_as_list(values)] if key in FOLDED and key in swept and len(values) > 1 else values
             for key, values in axes.items()

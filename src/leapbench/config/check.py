@@ -72,7 +72,9 @@ def _check_places(config: RunConfig) -> None:
         raise ConfigError("results_dir= is empty; give a folder, as in results_dir=results/raw")
     mode = os.environ.get("WANDB_MODE", "online")
     if config.logger == LoggerName.wandb and mode not in WANDB_MODES:
-        raise ConfigError(f"WANDB_MODE={mode} in the environment is no mode of W&B; unset it, and use wandb.mode=offline")
+        raise ConfigError(
+            f"WANDB_MODE={mode} in the environment is no mode of W&B; unset it, and use wandb.mode=offline"
+        )
 
 
 def _check_probes(config: RunConfig) -> None:
@@ -90,7 +92,7 @@ def _check_probes(config: RunConfig) -> None:
     different = len(set(fractions)) == len(fractions) > 1 and 0 not in fractions
     if landscape.enabled and not (different and all(map(math.isfinite, fractions))):
         raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
-    if landscape.enabled and landscape.K > steps:
+    if landscape.enabled and steps < landscape.K:
         raise ConfigError(f"landscape.K={landscape.K} is larger than train.steps={steps}; lower it")
     for name, protocol in config.protocols.items():
         last = protocol.rules.adaptive.sigma_over

@@ -93,7 +93,9 @@ def _check_groups(plain: DictConfig) -> None:
             continue
         choice = key.removesuffix("s") if key in ("predictors", "protocols") else key
         names = sorted(path.stem for path in (PROJECT / "conf" / choice).glob("*.yaml"))
-        remedy = f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
+        remedy = (
+            f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
+        )
         raise ConfigError(f"{key}={plain[key]} replaces a group of keys by one value; {remedy}")
     for name, spec in plain.get("predictors", {}).items():
         if name != BASELINE and not OmegaConf.is_dict(spec):

@@ -55,7 +55,7 @@ def _read(file: str) -> dict[str, Any]:
             "scripts/calibrate.py, or use regime=published"
         )
     try:
-        calibration = OmegaConf.to_container(OmegaConf.load(path))
+        calibration: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         calibration = None
     if (

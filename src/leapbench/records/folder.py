@@ -64,10 +64,9 @@ class RunFolder:
         try:
             self._lock.acquire()
         except HeldError as error:
-            raise BusyError(
-                f"run {self.path.name} is already being run by process {error.owner.get('pid')} on "
-                f"{error.owner.get('host')}; left alone ({self.path})"
-            ) from None
+            pid, host = error.owner.get("pid"), error.owner.get("host")
+            owner = f"process {pid} on {host}" if pid else "a process that its lock does not name"
+            raise BusyError(f"run {self.path.name} is already being run by {owner}; left alone ({self.path})") from None
 
     def release(self) -> None:
         """Write the last rows, close the files and release the lock."""

@@ -70,9 +70,10 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
         folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
         if workload is None:
-            summary = {"status": Status.skipped, "reason": prepared.reason, "steps": 0, "skipped": prepared.skipped}
             folder.open(None)
-            folder.finish(summary)
+            folder.finish(
+                {"status": Status.skipped, "reason": prepared.reason, "steps": 0, "skipped": prepared.skipped}
+            )
             return Outcome(Status.skipped, run_id, folder.path, prepared.reason)
         logger = build_logger(config, run_id, config.science())
         try:

@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from leapbench.config.choices import Source, Thresholds
-from leapbench.config.errors import BusyError, ConfigError
+from leapbench.config.errors import BusyError, ConfigError, complaint
 from leapbench.config.remarks import remark
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
@@ -53,6 +53,8 @@ STORAGE = {
 MULTIRUN = ("-m", "--multirun")
 CHOSEN = re.compile(r"\+?\+?regime=")
 NO_PREDICTOR = re.compile(r"predictor=\[\s*\]")
+# What torch says when memory ends, on a CPU and on CUDA.
+NO_MEMORY = ("can't allocate memory", "out of memory")
 # The errors of joblib and submitit for a job whose process died without a result.
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
 
@@ -172,16 +174,19 @@ def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] 
     if isinstance(error, MissingConfigException):
         return _missing(error), 2
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {_first_line(error)}", 2
-    if isinstance(error, AssertionError | TypeError | ValueError) and _raised_in(
-        error, "hydra/_internal/defaults_list.py"
-    ):
-        return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
+        hint = "" if "=" in str(error.override) else "; overrides are written key=value"
+        return f"{error.override}: {_first_line(error)}{hint}", 2
     if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         return _composition(error), 2
+    if _while_reading(error, "hydra/_internal/defaults_list.py"):
+        return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
+    if _while_reading(error, "hydra/", "omegaconf/", "antlr4/"):
+        return f"the command line cannot be read ({complaint(error)}); overrides are written key=value", 2
     if isinstance(error, OSError) and error.errno in STORAGE:
         path = error.filename2 or error.filename or folder or os.getcwd()
         return f"{path}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(map(str(error).count, NO_MEMORY))):
+        return f"not enough memory ({complaint(error)}); use a smaller model, batch or K, or another device", 1
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
         return f"{folder or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
     if type(error).__name__ in DEAD_WORKERS:
@@ -253,8 +258,11 @@ def _nearest(name: str, options: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _raised_in(error: BaseException, file: str) -> bool:
-    return any(frame.filename.endswith(file) for frame in traceback.extract_tb(error.__traceback__)[-1:])
+def _while_reading(error: BaseException, *places: str) -> bool:
+    """Whether Hydra raised it in one of these places, and not we or a library that we have called."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    ours = any("leapbench/" in file and not file.endswith("cli.py") for file in files)
+    return bool(files) and not ours and any(f"-packages/{place}" in files[-1] for place in places)
 
 
 def _first_line(error: BaseException) -> str:

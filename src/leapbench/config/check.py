@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from leapbench.config.choices import LoggerName, PaceName, ScheduleName, SequenceLayout
 from leapbench.config.errors import ConfigError
@@ -38,6 +39,8 @@ def check(config: RunConfig) -> None:
         _check_leap(config)
     _check_schedule(config)
     _check_protocols(config)
+    if config.dataset.image is not None and config.dataset.image.channels not in (1, 3):
+        raise ConfigError(f"dataset.image.channels={config.dataset.image.channels} must be 1 (grey) or 3 (colour)")
     if config.predictors and K and K[-1] > train.steps - train.interval:
         raise ConfigError(
             f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
@@ -89,8 +92,7 @@ def _check_probes(config: RunConfig) -> None:
                 "it"
             )
     fractions = landscape.fractions
-    different = len(set(fractions)) == len(fractions) > 1 and 0 not in fractions
-    if landscape.enabled and not (different and all(map(math.isfinite, fractions))):
+    if landscape.enabled and not (len(set(fractions)) == len(fractions) > 1 and 0 not in fractions):
         raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
     if landscape.enabled and steps < landscape.K:
         raise ConfigError(f"landscape.K={landscape.K} is larger than train.steps={steps}; lower it")
@@ -121,11 +123,23 @@ def _check_leap(config: RunConfig) -> None:
         )
 
 
+@functools.cache
+def _numbers_of(kind: Any) -> dict[str, type]:
+    """The fields of a dataclass that hold several numbers, and of which type: OmegaConf checks none of those."""
+    several = {list[int]: int, list[float]: float, list[float] | None: float, dict[str, float]: float}
+    return {name: several[hint] for name, hint in get_type_hints(kind).items() if hint in several}
+
+
 def _check_bounds(config: Any, prefix: str = "") -> None:
-    """Every value within the bounds that its field declares."""
+    """Every value within the bounds that its field declares, and numbers where there should be numbers."""
+    kind: Any = type(config)
+    numbers = _numbers_of(kind)
     for item in fields(config):
         key, value = f"{prefix}{item.name}", getattr(config, item.name)
         parts = value if isinstance(value, dict) else {}
+        for part in (parts.values() if parts else value or ()) if item.name in numbers else ():
+            if type(part) not in (int, numbers[item.name]) or not math.isfinite(part):
+                raise ConfigError(f"{key}={value} must hold numbers, and {part} is none")
         if is_dataclass(value):
             _check_bounds(value, f"{key}.")
         for name, part in parts.items():

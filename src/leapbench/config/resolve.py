@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,21 +86,39 @@ def _check_seed(seed: Any) -> None:
         raise ConfigError(f"seed={seed} must be 0 or more")
 
 
-def _check_groups(plain: DictConfig) -> None:
-    """Raise ConfigError where one value stands in the place of a group of keys."""
-    groups = [name for name, kind in get_type_hints(RunConfig).items() if is_dataclass(kind)]
-    for key in (*groups, "predictors", "protocols"):
-        if key not in plain or OmegaConf.is_dict(plain[key]):
+def _check_groups(values: DictConfig, kind: type = RunConfig, prefix: str = "") -> None:
+    """Raise ConfigError where one value stands in the place of a group of keys or of a list."""
+    for name, hint in get_type_hints(kind).items():
+        parts = (hint, *get_args(hint))
+        origins = [get_origin(part) for part in parts]
+        if name not in values or (values[name] is None and NoneType in parts):
             continue
-        choice = key.removesuffix("s") if key in ("predictors", "protocols") else key
-        names = sorted(path.stem for path in (PROJECT / "conf" / choice).glob("*.yaml"))
-        remedy = (
-            f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
-        )
-        raise ConfigError(f"{key}={plain[key]} replaces a group of keys by one value; {remedy}")
-    for name, spec in plain.get("predictors", {}).items():
-        if name != BASELINE and not OmegaConf.is_dict(spec):
-            raise ConfigError(f"predictors.{name}={spec} is no predictor; choose with predictor=NAME")
+        key, value = f"{prefix}{name}", values[name]
+        group: Any = next((part for part in parts if is_dataclass(part)), None)
+        members = {key: value} if group else {}
+        if dict in origins:
+            _require_group(key, value)
+            members = {f"{key}.{entry}": part for entry, part in value.items()} if group else {}
+        if list in origins and not OmegaConf.is_list(value):
+            raise ConfigError(f"{key}={value} must be a list, as in {key}=[1,2]")
+        if hint == list[list[int]] and not all(map(OmegaConf.is_list, value)):
+            raise ConfigError(f"{key}={value} must be a list of lists, as in {key}=[[1,2],[3,4]]")
+        for member, part in members.items():
+            _require_group(member, part)
+            _check_groups(part, group, f"{member}.")
+    if kind is RunConfig and "predictors" in values:
+        for name, spec in values.predictors.items():
+            if name != BASELINE:
+                _require_group(f"predictors.{name}", spec)
+
+
+def _require_group(key: str, value: Any) -> None:
+    if OmegaConf.is_dict(value):
+        return
+    choice = {"predictors": "predictor", "protocols": "protocol"}.get(key, key)
+    names = sorted(path.stem for path in (PROJECT / "conf" / choice).glob("*.yaml"))
+    remedy = f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
+    raise ConfigError(f"{key}={value} replaces a group of keys by one value; {remedy}")
 
 
 def _make_absolute(config: RunConfig) -> None:

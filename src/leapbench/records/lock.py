@@ -93,7 +93,7 @@ class Lock:
             return False
         try:
             write_json(self.path / OWNER, {**_identity(), "token": self._token})
-        except OSError:  # a lock without an owner would block every process
+        except BaseException:  # a lock without an owner would block every process
             self._remove()
             raise
         return True

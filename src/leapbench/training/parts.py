@@ -30,11 +30,16 @@ def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Colle
     Raises:
         ConfigError: one of them refuses its settings.
     """
-    return {
+    predictors: dict[str, Predictor] = {
         name: build({**spec, **protocol.predictors.get(name, {})}, f"predictor={name}")
         for name, spec in config.predictors.items()
         if name not in skipped
     }
+    for name, predictor in predictors.items():
+        context = getattr(predictor, "context", None)
+        if not isinstance(context, int) or context < 1:
+            raise ConfigError(f"predictor={name}: context={context} must be a number of snapshots, 1 or more")
+    return predictors
 
 
 def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
@@ -99,8 +104,10 @@ def try_out(config: RunConfig, skipped: Collection[str]) -> None:
     Raises:
         ConfigError: optimizer, wrapper or a predictor cannot work with its settings.
     """
+    kept = config.train.steps // config.train.interval  # a context that is longer never fills
     for protocol in config.protocols.values():
         predictors = build_predictors(config, protocol, skipped)
+        predictors = {name: predictor for name, predictor in predictors.items() if predictor.context <= kept}
         history = _history(config, max((p.context for p in predictors.values()), default=1))
         for name, predictor in predictors.items():
             key = f"predictor={name}"

@@ -205,9 +205,10 @@ def _run(config: RunConfig) -> Any:
 
 def _say_whose_thresholds(config: RunConfig) -> None:
     """Regimes of the user's own text have thresholds that were measured elsewhere, unless the user has chosen."""
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    published = config.gated and config.regime.thresholds == Thresholds.published
-    if words and published and config.dataset.source == Source.text_files and not any(map(CHOSEN.match, words)):
+    elsewhere = config.dataset.source == Source.text_files and config.regime.thresholds == Thresholds.published
+    if not (config.gated and elsewhere and HydraConfig.initialized()):
+        return
+    if not any(map(CHOSEN.match, HydraConfig.get().overrides.task)):
         remark(
             f"regime=published: nothing is calibrated for {config.model.name} on your text, so its regimes have the "
             "published thresholds (GPT-2 on WikiText-103); scripts/calibrate.py measures others for regime=calibrated"

@@ -8,7 +8,7 @@ import torch
 
 from leapbench.bench import costs, floor, report
 from leapbench.config.errors import ConfigError
-from leapbench.training.run import pick_device
+from leapbench.training.prepare import pick_device
 
 UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 

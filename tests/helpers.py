@@ -22,6 +22,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from leapbench import cli
@@ -99,13 +100,32 @@ class Lab:
         places = (f"dataset.path={self.texts}", f"cache_dir={self.cache}", f"results_dir={self.results}")
         return [*TINY, *places, *extra]
 
+    def composed(self, *extra: str) -> DictConfig:
+        """Hydra's configuration of a tiny run; values are merged in without Hydra, which takes its time over them."""
+        words = self.overrides(*extra)
+        chosen = {word.partition("=")[0]: word for word in words if word.partition("=")[0] in GROUPS}
+        cfg = composed(*chosen.values())
+        cfg.merge_with_dotlist([word for word in words if word.partition("=")[0] not in GROUPS])
+        return cfg
+
     def config(self, *extra: str) -> RunConfig:
         """The resolved configuration of a tiny run."""
-        words = self.overrides(*extra)
-        chosen = [word for word in words if word.partition("=")[0] in GROUPS]
-        cfg = composed(*chosen)
-        cfg.merge_with_dotlist([word for word in words if word not in chosen])
-        return resolve(cfg)
+        return resolve(self.composed(*extra))
+
+    def command(self, *extra: str) -> list[str]:
+        """A short command line of a tiny run, whose keys may be given anew: Hydra takes its time over every word."""
+        path = self.root / "conf" / "experiment" / "tiny.yaml"
+        if not path.is_file():
+            words = [word.partition("=") for word in self.overrides()]
+            chosen = [f"override /{key}: {value}" for key, _, value in words if key in GROUPS]
+            settings = OmegaConf.from_dotlist([f"{key}={value}" for key, _, value in words if key not in GROUPS])
+            text = OmegaConf.to_yaml(OmegaConf.merge({"defaults": []}, settings)).replace("defaults: []\n", "")
+            path.parent.mkdir(parents=True)
+            path.write_text("# @package _global_\ndefaults:\n" + "".join(f"  - {c}\n" for c in chosen) + text)
+        flags = [word for word in extra if word == "-m"]
+        regime = [] if any(word.startswith("regime=") for word in extra) else ["regime=published"]
+        rest = [word for word in extra if word != "-m"]
+        return [*flags, "--config-dir", str(path.parents[1]), "experiment=tiny", *regime, *rest]
 
     def files(self) -> dict[str, bytes]:
         """Every file under `results`, by name."""
@@ -145,6 +165,25 @@ def call(
         return cli.job(cfg, runner)
 
     return ended(monkeypatch, lambda: cli.main(task), "train.py", *arguments)
+
+
+def refused(end: End, *words: str) -> str:
+    """Check that the command ended with one line on stderr that has these words, and return the line."""
+    assert end.status not in (0, None)
+    assert "Traceback" not in end.err + end.out
+    assert len(end.err.splitlines()) == 1, end.err
+    for word in words:
+        assert word in end.err
+    return end.err.strip()
+
+
+def job(
+    monkeypatch: pytest.MonkeyPatch, cwd: Path, cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None
+) -> End:
+    """What train.py makes of a configuration that is composed already; `runner` carries out the run."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(HydraConfig, "initialized", staticmethod(lambda: False))
+    return ended(monkeypatch, lambda: cli.job(cfg, runner), "train.py")
 
 
 def script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> End:

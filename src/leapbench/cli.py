@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,9 +29,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from leapbench.config.choices import LoggerName
-from leapbench.config.errors import BusyError, ConfigError
+from leapbench.config.choices import LoggerName, Source, Thresholds
+from leapbench.config.errors import BusyError, ConfigError, complaint
 from leapbench.config.help import answer
+from leapbench.config.remarks import remark
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
 from leapbench.names import FAILURES, PROJECT, Status
@@ -44,7 +45,17 @@ STORAGE = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "permission denied",
     errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EISDIR: "a folder stands where a file belongs",
+    errno.ENOTDIR: "a file stands where a folder belongs",
+    errno.EEXIST: "a file stands where a folder belongs",
+    errno.ELOOP: "its links lead in a circle",
 }
+MULTIRUN = ("-m", "--multirun")
+CHOSEN = re.compile(r"\+?\+?regime=")
+NO_PREDICTOR = re.compile(r"predictor=\[\s*\]")
+# What torch says when memory ends, on a CPU and on CUDA.
+NO_MEMORY = ("can't allocate memory", "out of memory")
 # The errors of joblib and submitit for a job whose process died without a result.
 DEAD_WORKERS = ("TerminatedWorkerError", "UncompletedJobError")
 
@@ -67,6 +78,7 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
     config = None
     try:
         config = resolve(cfg)
+        _say_whose_thresholds(config)
         end = (runner or _run)(config)
         result = {key: str(getattr(end, key) or "") for key in ("status", "run_id", "folder", "reason")}
     except Exception as error:
@@ -141,6 +153,7 @@ def main(task: Callable[[], Any]) -> None:
         if (text := answer(sys.argv[1:])) is not None:
             print(text, flush=True)
         else:
+            sys.argv[1:] = arguments(sys.argv[1:])
             task()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -155,6 +168,17 @@ def main(task: Callable[[], Any]) -> None:
         _exit(*explanation)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def arguments(words: Sequence[str]) -> list[str]:
+    """The command line with -m in front, wherever it stood: Hydra wants all overrides in one piece.
+
+    Raises:
+        ConfigError: it chooses no predictor at all, which is not what `none` is.
+    """
+    if empty := next(filter(NO_PREDICTOR.fullmatch, words), None):
+        raise ConfigError(f"{empty} chooses nothing; use predictor=none (plain training), persistence or another name")
+    return sorted(words, key=lambda word: word not in MULTIRUN)
 
 
 def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] | None:
@@ -172,16 +196,19 @@ def explain(error: BaseException, folder: str | None = None) -> tuple[str, int] 
     if isinstance(error, MissingConfigException):
         return _missing(error), 2
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {_first_line(error)}", 2
-    if isinstance(error, AssertionError | TypeError | ValueError) and _raised_in(
-        error, "hydra/_internal/defaults_list.py"
-    ):
-        return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
+        hint = "" if "=" in str(error.override) else "; overrides are written key=value"
+        return f"{error.override}: {_first_line(error)}{hint}", 2
     if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         return _composition(error), 2
+    if _while_reading(error, "hydra/_internal/defaults_list.py"):
+        return "a choice of model, dataset, predictor and the like must be a name or a list of names", 2
+    if _while_reading(error, "hydra/", "omegaconf/", "antlr4/"):
+        return f"the command line cannot be read ({complaint(error)}); overrides are written key=value", 2
     if isinstance(error, OSError) and error.errno in STORAGE:
-        path = error.filename or folder or os.getcwd()
+        path = error.filename2 or error.filename or folder or os.getcwd()
         return f"{path}: {STORAGE[error.errno]}; once that is put right, {CONTINUE}", 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(map(str(error).count, NO_MEMORY))):
+        return f"not enough memory ({complaint(error)}); use a smaller model, batch or K, or another device", 1
     if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
         return f"{folder or os.getcwd()}: a checkpoint could not be written (no space left?); {CONTINUE}", 1
     if type(error).__name__ in DEAD_WORKERS:
@@ -201,6 +228,18 @@ def _run(config: RunConfig) -> Any:
         return figures_of_run(folder, Path(config.wandb.dir) / "wandb" / "figures" / config.suite / config.run_id)
 
     return run(config, draw)
+
+
+def _say_whose_thresholds(config: RunConfig) -> None:
+    """Regimes of the user's own text have thresholds that were measured elsewhere, unless the user has chosen."""
+    elsewhere = config.dataset.source == Source.text_files and config.regime.thresholds == Thresholds.published
+    if not (config.gated and elsewhere and HydraConfig.initialized()):
+        return
+    if not any(map(CHOSEN.match, HydraConfig.get().overrides.task)):
+        remark(
+            f"regime=published: nothing is calibrated for {config.model.name} on your text, so its regimes have the "
+            "published thresholds (GPT-2 on WikiText-103); scripts/calibrate.py measures others for regime=calibrated"
+        )
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -223,10 +262,19 @@ def _composition(error: Exception) -> str:
         if isinstance(parent, DictConfig) and isinstance(cause, ConfigAttributeError | ConfigKeyError):
             if cause.full_key == LoggerName.wandb:
                 return "keys under wandb. are read with logger=wandb only, which turns W&B on; add logger=wandb"
-            return f"{cause.full_key} is not a key{_nearest(str(cause.key), [str(key) for key in parent])}"
+            return f"{cause.full_key} is not a key{_nearest(str(cause.key), _keys(parent))}"
         detail = _first_line(cause)
         return f"{line.rstrip('.')}: {detail}" if line != type(error).__name__ else detail
     return line
+
+
+def _keys(parent: DictConfig) -> list[str]:
+    """What may stand on the left of an override in this place; groups are chosen by the names of their folders."""
+    keys = {str(key) for key in parent}
+    if "predictors" in keys:
+        keys |= {path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()}
+        keys -= {"predictors", "protocols"}
+    return sorted(keys)
 
 
 def _nearest(name: str, options: list[str]) -> str:
@@ -234,8 +282,11 @@ def _nearest(name: str, options: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _raised_in(error: BaseException, file: str) -> bool:
-    return any(frame.filename.endswith(file) for frame in traceback.extract_tb(error.__traceback__)[-1:])
+def _while_reading(error: BaseException, *places: str) -> bool:
+    """Whether Hydra raised it in one of these places, and not we or a library that we have called."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    ours = any("leapbench/" in file and not file.endswith("cli.py") for file in files)
+    return bool(files) and not ours and any(f"-packages/{place}" in files[-1] for place in places)
 
 
 def _first_line(error: BaseException) -> str:

@@ -44,7 +44,7 @@ def test_published_setting_runs_and_proposes(experiment: str, wikitext: Path, tm
     changes = {
         "model": {"config": SHRUNKEN[experiment]}, "K": [1], "verify": {"sequences": 4},
         "dataset": {"path": str(wikitext), "tokenizer": str(wikitext / "tokenizer")},
-        "train": {"steps": 4, "interval": 1}, "eval": {"every": 4, "sequences": 4},
+        "train": {"steps": 4, "interval": 1}, "schedule": {"warmup": 2}, "eval": {"every": 4, "sequences": 4},
         "predictors": {"average": {"context": 2}, "trend": {"context": 2}},
         "results_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "history_device": None,
     }  # fmt: skip

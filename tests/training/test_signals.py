@@ -1,23 +1,27 @@
 """Runs that are asked to stop, and the jobs that nobody hears of again; no Slurm needed."""
 
 import os
+import random
 import signal
 import subprocess
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from submitit.core.utils import UncompletedJobError
 
-from helpers import DROPOUT, NO_CHECKPOINTS, captured, records
+from helpers import DROPOUT, EVERY_3_STEPS, NO_CHECKPOINTS, captured, records
 from leapbench.cluster.slurm import SlurmError
 from leapbench.names import CHECKPOINT, LOCK, SUMMARY
 from leapbench.training.run import run
-from leapbench.training.signals import Deferred, Terminated
+from leapbench.training.signals import SIGNALS, Deferred, Terminated, terminate
 
 
 @pytest.fixture
 def handlers():
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR2)}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -36,12 +40,13 @@ def refuse(signum, frame):
     ("signum", "handler", "raised"),
     [
         (signal.SIGTERM, signal.SIG_DFL, Terminated),
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
         (signal.SIGUSR2, lambda signum, frame: (_ for _ in ()).throw(SystemExit(-1)), SystemExit),  # requeued
         (signal.SIGUSR2, requeue, Terminated),
         (signal.SIGUSR2, refuse, UncompletedJobError),
         (signal.SIGTERM, lambda signum, frame: None, None),  # submitit's, which ignores it
     ],
-    ids=["alone", "requeued", "ended by the requeue", "given up", "ignored"],
+    ids=["alone", "Ctrl-C", "requeued", "ended by the requeue", "given up", "ignored"],
 )
 def test_a_signal_is_answered_after_a_checkpoint(fresh_lab, monkeypatch, handlers, signum, handler, raised):
     signal.signal(signum, handler)
@@ -77,6 +82,85 @@ def test_a_signal_in_the_last_step_is_passed_on_at_the_end(handlers):
         os.kill(os.getpid(), signal.SIGUSR2)
         assert stop.asked and not heard
     assert heard == [signal.SIGUSR2] and not stop.asked
+
+
+def test_ctrl_c_twice_does_not_wait(handlers):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), Deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 448 vs 342") from None  # as torch's writer does
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored(handlers):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Deferred():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Interrupting:
+    """A file that is written while Ctrl-C is pressed."""
+
+    def __init__(self, file, times):
+        self.file, self.times = file, times
+
+    def write(self, data):
+        while self.times:
+            self.times -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_while_a_checkpoint_is_written(fresh_lab, monkeypatch, handlers, times):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    extra = ("predictor=linear", *EVERY_3_STEPS)
+    expected = records(run(fresh_lab.config(*extra, "suite=whole")).folder)
+    config, save, written = fresh_lab.config(*extra), torch.save, []
+
+    def interrupted(state, file, *rest):
+        written.append(1)
+        save(state, Interrupting(file, times) if len(written) == 4 else file, *rest)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert len(written) == 4 and (config.folder / CHECKPOINT).exists()
+    assert not (config.folder / SUMMARY).exists() and not (config.folder / LOCK).exists()
+    assert run(config).status == "completed"
+    assert records(config.folder) == expected
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
+def test_asked_to_stop_at_random_moments(fresh_lab, handlers, kind):
+    """The short version of checks/interrupts.py."""
+    handlers_of = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
+    signal.signal(kind, handlers_of[kind])
+    extra = ("predictor=[linear,momentum]", *DROPOUT, "checkpoint.every_s=null", "checkpoint.every_steps=1")
+    began = time.monotonic()
+    expected = records(run(fresh_lab.config(*extra, "suite=whole")).folder)
+    took_s, config, rng, stopped = time.monotonic() - began, fresh_lab.config(*extra), random.Random(7), 0
+    for _ in range(100):
+        timer = threading.Timer(rng.uniform(0.3, 0.9) * took_s, os.kill, (os.getpid(), kind))
+        try:
+            timer.start()
+            end = run(config)
+            timer.cancel()
+            timer.join()
+            break
+        except (KeyboardInterrupt, Terminated):
+            stopped += 1
+            assert not (config.folder / SUMMARY).exists() and not (config.folder / LOCK).exists()
+    assert stopped and end.status == "completed"
+    assert records(config.folder) == expected
 
 
 def test_jobs_that_left_the_queue_are_dead_after_a_while():

@@ -6,12 +6,13 @@ one starts or anything is written; cells that differ only in their seed are comp
 """
 
 # No postponed annotations here: Hydra executes plugins outside sys.modules, where dataclasses cannot look them up.
+import math
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from leapbench.names import Mode, Status
 
 FOLDED = ("predictor", "K")
+MOST_JOBS = 100_000
+TOO_MANY = f"a sweep has at most {MOST_JOBS:,} jobs, so split it"
 RANGE = re.compile(r"(\d+)-(\d+)")
 SEED, READS_SEED = re.compile(r"seed=(\d+)"), re.compile(r"\bseed\\?\}")  # Hydra escapes the braces of ${seed}
 
@@ -85,6 +88,8 @@ class LeapSweeper(BasicSweeper):
         if self.max_batch_size is not None and self.max_batch_size < 1:
             raise ConfigError(f"hydra.sweeper.max_batch_size={self.max_batch_size} must be 1 or more")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        if getattr(self.launcher, "joblib", {}).get("n_jobs") == 0:
+            raise ConfigError("hydra.launcher.n_jobs=0 starts nothing; use 1 or more, or -1 for one per core")
         jobs = self.plan(parser.parse_overrides([*self._parse_config(), *arguments]))
         if self.dry_run:
             for job in jobs:
@@ -126,12 +131,16 @@ class LeapSweeper(BasicSweeper):
         Raises:
             ConfigError: if one is not valid.
         """
+        from leapbench.config.errors import ConfigError
+
         axes: Axes = {}
         swept: set[str] = set()
         for override in overrides:
             key = override.get_key_element()
             axes[key] = self._values(override)
             (swept.add if override.is_sweep_override() else swept.discard)(key)
+        if (count := math.prod(map(len, axes.values()))) > MOST_JOBS:
+            raise ConfigError(f"these axes make {count:,} cells or more; {TOO_MANY}")
         folded = {
             key: [_as_list(values)] if key in FOLDED and key in swept and len(values) > 1 else values
             for key, values in axes.items()
@@ -152,7 +161,10 @@ class LeapSweeper(BasicSweeper):
         if not override.is_sweep_override():
             values = [override._value]
         elif override.is_discrete_sweep():
-            values = list(override.sweep_iterator())
+            try:
+                values = list(islice(override.sweep_iterator(), MOST_JOBS + 1))
+            except ValueError as error:  # range(0,5,0)
+                raise ConfigError(f"{override.input_line}: {error}") from None
         else:
             raise ConfigError(f"{override.input_line}: intervals cannot be enumerated; use choice(...) or range(...)")
         if override.key_or_group not in self.ranges:
@@ -166,8 +178,10 @@ class LeapSweeper(BasicSweeper):
                 expanded.append(Transformer.str(value))
                 continue
             first, last = int(match[1]), int(match[2])
+            key = override.key_or_group
+            if last - first >= MOST_JOBS:
+                raise ConfigError(f"{key}={value} is {last - first + 1:,} values; {TOO_MANY}")
             if last < first:
-                key = override.key_or_group
                 raise ConfigError(f"{key}={value} is an empty range; write it upwards, as in {key}={last}-{first}")
             expanded.extend(str(number) for number in range(first, last + 1))
         return list(dict.fromkeys(expanded))

@@ -19,7 +19,8 @@ from leapbench.bench.costs import Timing, fastest, interleaved
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
 from leapbench.names import PROJECT, VALIDATION
-from leapbench.training.run import pick_device, run
+from leapbench.training.prepare import pick_device
+from leapbench.training.run import run
 from leapbench.training.schedule import factor_at
 from leapbench.training.step import TrainingStep, build_optimizer
 from leapbench.training.workload import Workload

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from leapbench.cluster.slurm import Submission, endings, submissions
+from leapbench.config.errors import ConfigError
 from leapbench.names import CONFIG, EVALS, LOCK, SUMMARY, Status
 from leapbench.records.files import read_summary
 from leapbench.records.lock import is_alive, read_owner
@@ -138,7 +139,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         return read_summary(folder) or {}
     except OSError:
         return {}
-    except ValueError:
+    except ConfigError:
         return {"status": Status.failed, "reason": f"{SUMMARY} is not readable as JSON"}
 
 

@@ -27,6 +27,7 @@ from leapbench.records.lock import HeldError, Lock
 from leapbench.records.plan import PlannedRun
 
 LAUNCHER = "hydra/launcher"
+HERE = "scripts/sweep.py runs on this machine"
 
 
 class Task:
@@ -141,9 +142,12 @@ def survey(suite: Path) -> dict[str, State]:
     Raises:
         SlurmError: there is no Slurm, or the queue cannot be read, so that pending jobs are unknown.
     """
-    jobs = queue()
+    try:
+        jobs = queue()
+    except SlurmError as error:
+        raise SlurmError(f"{error}; nothing is submitted unseen: is there a cluster? {HERE}") from None
     if jobs is None or shutil.which("sbatch") is None:
-        raise SlurmError("no Slurm here: sbatch and squeue are not on PATH; scripts/sweep.py runs on this machine")
+        raise SlurmError(f"no Slurm here: sbatch and squeue are not on PATH; {HERE}")
     return Survey(suite).look(jobs) if suite.is_dir() else {}
 
 

@@ -37,5 +37,5 @@ def target_of(spec: Mapping[str, Any], key: str) -> Any:
     module, _, name = str(spec.get(TARGET)).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(f"{key}: {TARGET}={spec.get(TARGET)} cannot be imported ({error})") from None

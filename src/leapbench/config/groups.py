@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,14 @@ from leapbench.config.choices import (
 from leapbench.names import Gate, HistoryAfterLeap, MomentsAfterLeap, RuleName
 
 
-def bounded(default: Any = MISSING, *, least: float | None = None) -> Any:
-    """A field whose value, unless it is None, is finite and at least `least`; without it, positive."""
-    return field(default=default, metadata={"bounded": True, "least": least})
+def bounded(default: Any = MISSING, *, least: float | None = None, most: float = math.inf) -> Any:
+    """A field whose value, unless it is None, is finite, at least `least` (without it, positive) and at most `most`."""
+    return field(default=default, metadata={"bounded": True, "least": least, "most": most})
+
+
+def share(default: float | None = 0.0) -> Any:
+    """A field whose value, unless it is None, lies between 0 and 1."""
+    return bounded(default, least=0, most=1)
 
 
 @dataclass
@@ -111,11 +117,11 @@ class ScheduleConfig:
 
     name: ScheduleName = MISSING
     warmup: int = bounded(0, least=0)
-    warmup_from: float = bounded(0.0, least=0)
-    floor: float = bounded(0.0, least=0)
-    decay: float = bounded(0.0, least=0)
+    warmup_from: float = share()
+    floor: float = share()
+    decay: float = share()
     restart_at: int | None = bounded(None, least=1)
-    restart: float | None = bounded(None, least=0)
+    restart: float | None = share(None)
 
 
 @dataclass
@@ -135,14 +141,37 @@ class FingerprintConfig:
 
 
 @dataclass
+class AdaptiveConfig:
+    """The rule `adaptive`: checkpoints behind sigma; "all" uses every one."""
+
+    sigma_over: Any = 5
+
+
+@dataclass
+class ProximityConfig:
+    """The rule `proximity`: tolerance as a share of the loss."""
+
+    tolerance: float = bounded(0.05, least=0)
+    two_sided: bool = True
+
+
+@dataclass
+class RulesConfig:
+    """How a protocol reads the acceptance rules."""
+
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    proximity: ProximityConfig = field(default_factory=ProximityConfig)
+
+
+@dataclass
 class ProtocolConfig:
     """One reading of the method: what the paper prints, what its code does, or what is right."""
 
     history: HistoryConfig = field(default_factory=HistoryConfig)
-    predictors: dict[str, Any] = field(default_factory=dict)
+    predictors: dict[str, dict[str, Any]] = field(default_factory=dict)
     fingerprint: FingerprintConfig = field(default_factory=FingerprintConfig)
     inclusive: bool = False
-    rules: dict[str, Any] = field(default_factory=dict)
+    rules: RulesConfig = field(default_factory=RulesConfig)
     pad_in_loss: bool = False
     cascade: CascadeForm = CascadeForm.chain
     init: Init = Init.scratch
@@ -216,7 +245,7 @@ class CascadeConfig:
     """Chains of predictions, (depth, K) each."""
 
     enabled: bool = False
-    chains: list[Any] = field(default_factory=list)
+    chains: list[list[int]] = field(default_factory=list)
 
 
 @dataclass

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leapbench.config.check import check
-from leapbench.config.choices import LrFrom, Thresholds
+from leapbench.config.choices import LrFrom, Source
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import OptimizerConfig, WrapperConfig
 from leapbench.config.schema import RunConfig
+from leapbench.config.thresholds import fill_thresholds
 from leapbench.config.tuned import TUNED, tuned_lr
 from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 
 # Quantities in steps that may be written "N epochs".
 IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
 EPOCHS = re.compile(r"(\d+) epochs?")
+# Tokenizers that are no name of the hub's or of a folder.
+TRAINED_HERE = ("byte", "bpe")
 # OmegaConf's message for a value that is no member of an enum.
 NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")
 
@@ -35,6 +40,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
     _check_packages(plain)
     try:
         OmegaConf.resolve(plain)
+        _check_groups(plain)
         _epochs_to_steps(plain)
         plain.K = parse_horizons(plain.get("K"))
         predictors: Any = OmegaConf.to_container(plain.pop("predictors"))
@@ -48,7 +54,8 @@ def resolve(cfg: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     config.predictors = _select(predictors, config.mode)
     _fill_lr(config)
-    _fill_thresholds(config)
+    _make_absolute(config)
+    fill_thresholds(config)
     check(config)
     return config
 
@@ -88,6 +95,61 @@ def _check_packages(plain: DictConfig) -> None:
                 f"a yaml of conf/{group}/ does not say where its keys go; make `# @package {group}s.NAME`, with the "
                 "name of the file, its first line"
             )
+
+
+def _check_groups(values: DictConfig, kind: type = RunConfig, prefix: str = "") -> None:
+    """Raise ConfigError where one value stands in the place of a group of keys or of a list."""
+    for name, hint in get_type_hints(kind).items():
+        parts = (hint, *get_args(hint))
+        origins = [get_origin(part) for part in parts]
+        if name not in values or (values[name] is None and NoneType in parts):
+            continue
+        key, value = f"{prefix}{name}", values[name]
+        group: Any = next((part for part in parts if is_dataclass(part)), None)
+        members = {key: value} if group else {}
+        if dict in origins:
+            _require_group(key, value)
+            members = {f"{key}.{entry}": part for entry, part in value.items()} if group else {}
+        if list in origins and not OmegaConf.is_list(value):
+            raise ConfigError(f"{key}={value} must be a list, as in {key}=[1,2]")
+        if hint == list[list[int]] and not all(map(OmegaConf.is_list, value)):
+            raise ConfigError(f"{key}={value} must be a list of lists, as in {key}=[[1,2],[3,4]]")
+        for member, part in members.items():
+            _require_group(member, part)
+            _check_groups(part, group, f"{member}.")
+    if kind is RunConfig and "predictors" in values:
+        for name, spec in values.predictors.items():
+            if name != BASELINE:
+                _require_group(f"predictors.{name}", spec)
+
+
+def _require_group(key: str, value: Any) -> None:
+    if OmegaConf.is_dict(value):
+        return
+    choice = {"predictors": "predictor", "protocols": "protocol"}.get(key, key)
+    names = sorted(path.stem for path in (PROJECT / "conf" / choice).glob("*.yaml"))
+    remedy = f"choose with {choice}=NAME, one of {', '.join(names)}" if names else f"set its keys, as in {key}.KEY=..."
+    raise ConfigError(f"{key}={value} replaces a group of keys by one value; {remedy}")
+
+
+def _make_absolute(config: RunConfig) -> None:
+    """Name local folders and files by their place, so that a run is the same wherever it is started from."""
+    dataset, model = config.dataset, config.model
+    if dataset.path and (dataset.source != Source.hub or _is_here(dataset.path)):
+        dataset.path = _place(dataset.path)
+    if _is_here(dataset.tokenizer):
+        dataset.tokenizer = _place(dataset.tokenizer)
+    if model.pretrained and _is_here(model.pretrained):
+        model.pretrained = _place(model.pretrained)
+
+
+def _is_here(name: str) -> bool:
+    """Whether a name that may be one of the hub's is a folder of this machine."""
+    return name not in TRAINED_HERE and os.path.isdir(os.path.expanduser(name))
+
+
+def _place(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 def _select(predictors: dict[str, Any], mode: Mode) -> dict[str, Any]:
@@ -149,33 +211,6 @@ def _fill_lr(config: RunConfig) -> None:
     if isinstance(config.optimizer.lr, bool) or not isinstance(config.optimizer.lr, int | float):
         raise ConfigError(f"optimizer.lr={lr} is no number; give a number, or tuned")
     config.optimizer.lr = float(config.optimizer.lr)
-
-
-def _fill_thresholds(config: RunConfig) -> None:
-    regime = config.regime
-    if not config.gated:
-        return
-    if regime.thresholds == Thresholds.published:
-        pair = {"tau_high": regime.tau_high, "tau_low": regime.tau_low}
-        regime.by_protocol = {name: pair for name in config.protocols}
-    else:
-        assert regime.file is not None
-        path = PROJECT / regime.file
-        if not path.is_file():
-            raise ConfigError(
-                f"regime=calibrated needs {regime.file}, which does not exist; measure it with a calibration sweep and "
-                "scripts/calibrate.py, or use regime=published"
-            )
-        calibration = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(calibration, dict)
-        missing = [name for name in config.protocols if name not in calibration["protocols"]]
-        if missing:
-            raise ConfigError(
-                f"{regime.file} has no thresholds for protocol {missing[0]}; calibrate it, or use regime=published"
-            )
-        regime.source = calibration["source"]
-        regime.by_protocol = {name: calibration["protocols"][name] for name in config.protocols}
-    regime.tau_high = regime.tau_low = None
 
 
 def _one_line(error: Exception) -> str:

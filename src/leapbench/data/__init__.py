@@ -24,10 +24,11 @@ import torch
 from leapbench.config.choices import SequenceLayout, Source
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
+from leapbench.config.remarks import remark
 from leapbench.data.corpus import Corpus
 from leapbench.data.tokenize import Tokenizer, batches, identity
 from leapbench.names import SPLITS, TRAIN
-from leapbench.records.files import whole
+from leapbench.records.files import read_object, whole
 from leapbench.records.lock import HeldError, Lock
 
 if TYPE_CHECKING:
@@ -107,8 +108,15 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
                 _build(folder, corpus, make_tokenizer, cfg)
         finally:
             lock.release()
-    meta = json.loads((folder / "meta.json").read_text())
-    train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
+    meta = read_object(folder / "meta.json", f"delete {folder}, and it is made again") or {}
+    if not {"dtype", "vocab_size", "pad_id"} <= meta.keys():
+        raise ConfigError(f"{folder} is damaged; delete it, and it is made again")
+    if meta.get("remark"):
+        remark(f"dataset.path={cfg.path}: {meta['remark']}")
+    try:
+        train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
+    except (OSError, ValueError):
+        raise ConfigError(f"{folder} is damaged; delete it, and it is made again") from None
     return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
 
 
@@ -168,6 +176,7 @@ def _build(
             "vocab_size": tokenizer.vocab_size,
             "pad_id": tokenizer.pad_id,
             "dtype": np.dtype(tokenizer.dtype).name,
+            "remark": corpus.remark(),
         }
         (draft / "meta.json").write_text(json.dumps(meta))
 

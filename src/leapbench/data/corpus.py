@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from leapbench.config.errors import ConfigError
-from leapbench.names import SPLITS, VALIDATION, VERIFICATION
+from leapbench.names import SPLITS, TRAIN, VALIDATION, VERIFICATION
 
 HELD_OUT = 20  # one document in 20 (5 %) is kept for verification, one in 20 for validation
 READERS = {".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
@@ -24,10 +26,12 @@ class Corpus:
 
     `sha256` identifies the content, not its place on disk. `read(split)` yields the documents of `train`,
     `verification` or `validation` in a fixed order, from the start at every call, without holding all in memory.
+    `remark()`, to be asked after reading, is a sentence on how it is split, empty where there is nothing to say.
     """
 
     sha256: str
     read: Callable[[str], Iterator[str]]
+    remark: Callable[[], str] = str
 
 
 def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[str], Iterator[str]]:
@@ -52,6 +56,73 @@ def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callabl
         return (text for (_, text), document_code in zip(documents(), split_of(), strict=True) if document_code == code)
 
     return read
+
+
+class Split:
+    """Assigns (name, text) documents to the splits: by name, or where there are too few for that, each by position.
+
+    By position the first 90 % of a document's characters are train, the next 5 % verification, the last 5 % validation.
+    """
+
+    def __init__(self, documents: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        self.documents = documents
+        self._by_name = split_by_name(documents)
+
+    @cached_property
+    def few(self) -> int:
+        """How many documents there are, where those are fewer than the splits; otherwise 0."""
+        count = sum(1 for _ in islice(self.documents(), len(SPLITS)))
+        return count if count < len(SPLITS) else 0
+
+    def read(self, split: str) -> Iterator[str]:
+        """The documents of a split, or the parts of documents."""
+        if not self.few:
+            return self._by_name(split)
+        return (self._part(text, split) for _, text in self.documents())
+
+    def remark(self) -> str:
+        """How it is split, where that is not by document."""
+        if not self.few:
+            return ""
+        documents, held_out = "1 document is" if self.few == 1 else f"{self.few} documents are", 100 // HELD_OUT
+        return (
+            f"{documents} split by position: first {100 - 2 * held_out} % train, then {held_out} % verification, last "
+            f"{held_out} % validation"
+        )
+
+    @staticmethod
+    def _part(text: str, split: str) -> str:
+        held_out = -(-len(text) // HELD_OUT)
+        validation, verification = len(text) - held_out, len(text) - 2 * held_out
+        return {
+            TRAIN: text[: max(0, verification)],
+            VERIFICATION: text[max(0, verification) : validation],
+            VALIDATION: text[validation:],
+        }[split]
+
+
+def walk(folder: Path, enters: Callable[[str], bool], follow: bool) -> Iterator[Path]:
+    """Every file below `folder`, in no order; a folder that is reached twice, by links, is read once.
+
+    Args:
+        enters: whether folders of this name are entered.
+        follow: whether links to folders are followed.
+
+    Raises:
+        ConfigError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"{error.filename} cannot be read ({error.strerror}); open it, or take it out of {folder}")
+
+    seen = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=follow):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(enters, folders))
+        yield from (Path(parent, file) for file in files)
 
 
 @cache

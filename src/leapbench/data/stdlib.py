@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.corpus import Corpus, split_by_name
+from leapbench.data.corpus import Corpus, split_by_name, walk
 
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}  # folders that are not the library's own
 
@@ -44,8 +44,6 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
 
 def _sources(folder: Path) -> Iterator[str]:
     """Names of the .py files relative to `folder`, with forward slashes."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = set(folders) - INSTALLED
-        for file in files:
-            if file.endswith(".py"):
-                yield Path(parent, file).relative_to(folder).as_posix()
+    for file in walk(folder, lambda name: name not in INSTALLED, follow=False):
+        if file.name.endswith(".py"):
+            yield file.relative_to(folder).as_posix()

@@ -48,9 +48,14 @@ def identity(cfg: DatasetConfig) -> tuple[str, Callable[[Iterable[str]], Tokeniz
     """A string that is equal for equal tokenizers, and a function that makes it, given the train documents.
 
     Raises:
-        ConfigError: `vocab_size` is too small for a BPE, or the tokenizer cannot be loaded.
+        ConfigError: `vocab_size` is too small for a BPE or not that of bytes, or the tokenizer cannot be loaded.
     """
     if cfg.tokenizer == "byte":
+        if cfg.vocab_size not in (None, BYTE.vocab_size):
+            raise ConfigError(
+                f"dataset.vocab_size={cfg.vocab_size} is not for tokenizer=byte, which has {BYTE.vocab_size} entries; "
+                "leave it out, or use dataset.tokenizer=bpe"
+            )
         return "byte", lambda documents: BYTE
     if cfg.tokenizer == "bpe":
         if cfg.vocab_size is None or cfg.vocab_size < SMALLEST_BPE:

@@ -9,7 +9,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from leapbench.config.choices import Init
-from leapbench.config.errors import ConfigError
+from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ModelConfig
 from leapbench.models.seeded import seeded
 
@@ -44,12 +44,23 @@ def build(cfg: ModelConfig, vocab_size: int, tokens: int, seed: int, init: Init)
             f"dataset.tokens={tokens} is longer than the context of model={cfg.name}; "
             f"use at most model.config.{name}={context}"
         )
-    with seeded(seed):
-        if init == Init.scratch:
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        else:
-            model = _pretrained(cfg, config)
-    model.config.use_cache = False
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        raise ConfigError(f"model.config.{name}={config.num_hidden_layers} must be 1 or more")
+    try:
+        with seeded(seed):
+            if init == Init.scratch:
+                model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            else:
+                model = _pretrained(cfg, config)
+            model.config.use_cache = False
+            if next(model.parameters()).device.type != "meta":
+                with torch.no_grad():  # two tokens, for the errors of shapes that do not fit
+                    model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.int64))
+    except ConfigError:
+        raise
+    except Exception as error:  # of torch or transformers, which have no base class for wrong arguments
+        raise ConfigError(f"model.config of {cfg.name} is not valid: {complaint(error)}") from None
     return model.train()
 
 
@@ -79,8 +90,8 @@ def _config(cfg: ModelConfig, vocab_size: int, init: Init) -> transformers.Pretr
             last = arguments["vocab_size"] - 1
             arguments = {"bos_token_id": last, "eos_token_id": last} | arguments
         return transformers.AutoConfig.for_model(cfg.model_type, **arguments)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise ConfigError(f"model.config of {cfg.name} is not valid: {' '.join(str(error).split())}") from None
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+        raise ConfigError(f"model.config of {cfg.name} is not valid: {complaint(error)}") from None
 
 
 def _pretrained(cfg: ModelConfig, config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:

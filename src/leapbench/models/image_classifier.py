@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leapbench.config.choices import Init
-from leapbench.config.errors import ConfigError
+from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ModelConfig
 from leapbench.models.convnets import FCN, AlexNet
 from leapbench.models.seeded import seeded
@@ -43,8 +43,8 @@ def build_image_classifier(
                 model.eval()(pixel_values=torch.zeros(1, channels, size, size, device=device))
     except ConfigError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"model.config of {cfg.name} is not valid: {' '.join(str(error).split())}") from None
+    except Exception as error:  # of torch or transformers, which have no base class for wrong arguments
+        raise ConfigError(f"model.config of {cfg.name} is not valid: {complaint(error)}") from None
     return model.train()
 
 
@@ -76,4 +76,6 @@ def _of_transformers(cfg: ModelConfig, shape: dict[str, int], size: int) -> nn.M
         config = transformers.AutoConfig.for_model(cfg.model_type, **arguments)
     except StrictDataclassError as error:
         raise ValueError(str(error)) from None
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise ConfigError(f"model.config.num_hidden_layers={config.num_hidden_layers} must be 1 or more")
     return transformers.AutoModelForImageClassification.from_config(config, dtype=torch.float32)

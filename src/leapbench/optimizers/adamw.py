@@ -23,7 +23,7 @@ class AdamW(Eager, torch.optim.AdamW):
         weight_decay: wd, decoupled from the gradient.
 
     Raises:
-        ValueError: a constant outside its range.
+        ValueError: a constant outside its range, or not two betas.
     """
 
     step = torch.no_grad()(unguarded(torch.optim.AdamW.step))
@@ -36,5 +36,8 @@ class AdamW(Eager, torch.optim.AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ) -> None:
-        beta1, beta2 = betas
+        try:
+            beta1, beta2 = map(float, betas)
+        except (TypeError, ValueError):
+            raise ValueError(f"betas={betas} must be two numbers, as in [0.9, 0.999]") from None
         super().__init__([p for _, p in parameters], lr, (beta1, beta2), eps=eps, weight_decay=weight_decay, fused=True)

@@ -12,15 +12,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from leapbench.names import SUMMARY
+from leapbench.config.errors import ConfigError
+from leapbench.names import SUMMARY, Status
+
+ENDS = (Status.completed, Status.diverged, Status.skipped, Status.failed)
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of the run in `folder`, None before it has ended."""
+    """The summary of the run in `folder`, None before it has ended.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    remedy = "delete it, and the run goes on from its checkpoint, or starts over"
+    summary = read_object(folder / SUMMARY, remedy)
+    if summary is not None and summary.get("status") not in ENDS:
+        raise ConfigError(f"{folder / SUMMARY} is damaged; {remedy}")
+    return summary
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any] | None:
+    """The JSON object in a file, None if there is no such file.
+
+    Raises:
+        ConfigError: it holds something else; ends with the `remedy`.
+    """
     try:
-        return json.loads((folder / SUMMARY).read_bytes())
+        content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (IsADirectoryError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged; {remedy}")
+    return content
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -60,8 +85,12 @@ def write_json(path: Path, data: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary file, then rename: readers see the old text or the new, never half."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

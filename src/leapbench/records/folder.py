@@ -36,7 +36,7 @@ from leapbench.names import (
     Status,
 )
 from leapbench.records import checkpoint
-from leapbench.records.files import utc, write_json, write_text
+from leapbench.records.files import read_object, utc, write_json, write_text
 from leapbench.records.lock import HeldError, Lock, LostError
 from leapbench.records.seal import SCHEMA, sealed
 
@@ -65,10 +65,9 @@ class RunFolder:
         try:
             self._lock.acquire()
         except HeldError as error:
-            raise BusyError(
-                f"run {self.path.name} is already being run by process {error.owner.get('pid')} on "
-                f"{error.owner.get('host')}; left alone ({self.path})"
-            ) from None
+            pid, host = error.owner.get("pid"), error.owner.get("host")
+            owner = f"process {pid} on {host}" if pid else "a process that its lock does not name"
+            raise BusyError(f"run {self.path.name} is already being run by {owner}; left alone ({self.path})") from None
 
     def release(self) -> None:
         """Write the last rows, close the files and release the lock."""
@@ -89,7 +88,8 @@ class RunFolder:
         """
         write_text(self.path / CONFIG, yaml.safe_dump({"science": science, "machine": machine}, sort_keys=False))
         path = self.path / META
-        starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+        earlier = read_object(path, "delete it; it only tells of earlier starts") or {}
+        starts = earlier["starts"] if isinstance(earlier.get("starts"), list) else []
         start = meta.pop("start")
         write_json(path, {"schema": SCHEMA, **meta, "starts": [*starts, {"utc": utc(), "pid": os.getpid(), **start}]})
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from leapbench.config.errors import ConfigError
 from leapbench.records.files import utc, write_json
 
 OWNER = "owner.json"
@@ -60,8 +61,11 @@ class Lock:
 
         Raises:
             HeldError: a living process holds it.
+            ConfigError: something else is in its place.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is no lock: a lock is a folder; delete it, and start again")
         while not (self._make() or self._take_over()):
             pass
         self._stopped.clear()
@@ -89,7 +93,7 @@ class Lock:
             return False
         try:
             write_json(self.path / OWNER, {**_identity(), "token": self._token})
-        except OSError:  # a lock without an owner would block every process
+        except BaseException:  # a lock without an owner would block every process
             self._remove()
             raise
         return True
@@ -138,11 +142,12 @@ class Lock:
 
 
 def read_owner(lock: Path) -> dict[str, Any]:
-    """The content of owner.json; empty if it is not written yet, or if nobody holds the lock."""
+    """The content of owner.json; empty if it is not written yet or damaged, or if nobody holds the lock."""
     try:
-        return json.loads((lock / OWNER).read_text())
+        owner = json.loads((lock / OWNER).read_text())
     except (OSError, ValueError):
         return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def is_alive(owner: dict[str, Any], lock: Path, now: Callable[[], float] = time.time) -> bool:

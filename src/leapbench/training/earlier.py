@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from leapbench.config.choices import Stale
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
 from leapbench.config.schema import RunConfig, digest
 from leapbench.names import CHECKPOINT, META, Status
-from leapbench.records.files import read_summary
+from leapbench.records.files import read_object, read_summary
 from leapbench.records.seal import SCHEMA
 from leapbench.records.sources import changed, code_of
 
@@ -48,7 +45,7 @@ def ended(config: RunConfig, contents: Contents | None = None) -> dict[str, str]
     summary = read_summary(config.folder)
     if summary is None or summary["status"] == Status.failed:
         return None
-    reason = summary["reason"] or ""
+    reason = summary.get("reason") or ""
     if summary.get("schema") != SCHEMA:
         difference = f"was recorded in schema {summary.get('schema')}, and this version writes {SCHEMA}"
     else:
@@ -96,7 +93,7 @@ def check_resumable(config: RunConfig, sha256: str | None) -> None:
 
 def _difference(config: RunConfig, sha256: Callable[[], str | None]) -> str:
     """What has changed since the run was last started, empty if nothing has."""
-    meta = _meta(config.folder)
+    meta = read_object(config.folder / META, f"delete {config.folder} to start over") or {}
     modules = changed(meta.get("code") or {}, code_of(config.science()))
     if modules:
         more = f" and {len(modules) - SHOWN} more" if len(modules) > SHOWN else ""
@@ -104,15 +101,3 @@ def _difference(config: RunConfig, sha256: Callable[[], str | None]) -> str:
     then = meta.get("dataset_sha256")
     now = sha256() if then else None
     return f"dataset={config.dataset.name} has changed since" if now is not None and now != then else ""
-
-
-def _meta(folder: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads((folder / META).read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise ConfigError(f"{folder / META} is not readable; delete {folder} to start over") from None
-    if not isinstance(meta, dict):
-        raise ConfigError(f"{folder / META} is not readable; delete {folder} to start over")
-    return meta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -111,12 +111,12 @@ class Leaping(Parts):
 
     def _leap(self, name: str, predictor: Predictor) -> Leap:
         config, protocol, workload = self.config, self.config.protocol, self.workload
-        sigma_over = protocol.rules.get("adaptive", {}).get("sigma_over", 5)
+        rules = protocol.rules
         return Leap(
             workload.model, self.optimizer, predictor, config.horizons[0],
             workload.drawn_loss if config.verify.resample else workload.verification_loss,
             name=name, interval=config.train.interval,
-            rule=Rule(config.leap.rule, **protocol.rules.get("proximity", {}), sigma_over=sigma_over),
+            rule=Rule(config.leap.rule, **asdict(rules.proximity), sigma_over=rules.adaptive.sigma_over),
             every=config.leap.every, burn_in=config.leap.burn_in, cooldown=config.leap.cooldown,
             advance=config.leap.advance, moments=config.leap.moments, history=config.leap.history,
             factor_at=self.factor_at, after=self._after_adoption, clock=self.clock,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import traceback
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from leapbench.config.build import build
-from leapbench.config.errors import ConfigError
+from leapbench.config.choices import CascadeForm
+from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ProtocolConfig
 from leapbench.config.schema import RunConfig
-from leapbench.names import Mode
+from leapbench.names import PERSISTENCE, Mode
+from leapbench.prediction.history import History, Ring
 from leapbench.prediction.moments import moments_of
 from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.regime import RegimeDetector
 from leapbench.prediction.weights import FlatWeights
+from leapbench.training.schedule import factor_at
 from leapbench.training.step import build_optimizer, build_wrapper
 
 
@@ -25,11 +30,16 @@ def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Colle
     Raises:
         ConfigError: one of them refuses its settings.
     """
-    return {
+    predictors: dict[str, Predictor] = {
         name: build({**spec, **protocol.predictors.get(name, {})}, f"predictor={name}")
         for name, spec in config.predictors.items()
         if name not in skipped
     }
+    for name, predictor in predictors.items():
+        context = getattr(predictor, "context", None)
+        if not isinstance(context, int) or context < 1:
+            raise ConfigError(f"predictor={name}: context={context} must be a number of snapshots, 1 or more")
+    return predictors
 
 
 def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
@@ -86,3 +96,65 @@ def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
                 f"leap.burn_in={config.leap.burn_in} intervals of {interval} steps and K={K} more do not fit into "
                 f"train.steps={steps}: nothing would ever be proposed; lower leap.burn_in or K, or raise train.steps"
             )
+
+
+def try_out(config: RunConfig, skipped: Collection[str]) -> None:
+    """Let every predictor predict for a sample of six weights, as far ahead as it will have to during the run.
+
+    Raises:
+        ConfigError: optimizer, wrapper or a predictor cannot work with its settings.
+    """
+    kept = config.train.steps // config.train.interval  # a context that is longer never fills
+    for protocol in config.protocols.values():
+        predictors = build_predictors(config, protocol, skipped)
+        predictors = {name: predictor for name, predictor in predictors.items() if predictor.context <= kept}
+        history = _history(config, max((p.context for p in predictors.values()), default=1))
+        for name, predictor in predictors.items():
+            key = f"predictor={name}"
+            _called(key, "", predictor.predict, history, config.horizons[-1])
+            if name == PERSISTENCE:
+                continue
+            if config.landscape.enabled:
+                _called(key, "", predictor.predict, history, config.landscape.K)
+            if config.cascade.enabled and protocol.cascade == CascadeForm.chain:
+                for depth, K in config.cascade.chains:
+                    remedy = f"; leave it out, or use K=train.interval={config.train.interval} in cascade.chains"
+                    _called(f"{key}, cascade.chains=[{depth}, {K}]", remedy, _chain, predictor, history, depth, K)
+
+
+def _history(config: RunConfig, snapshots: int) -> History:
+    """The history of a sample after as many intervals, each made of a single update."""
+    model = _Sample()
+    weights = FlatWeights.of(model)
+    optimizer = build_optimizer(config.optimizer, weights.named_parameters())
+    wrapper = build_wrapper(config.wrapper, optimizer, weights)
+    moments, factor = moments_of(optimizer, weights), factor_at(config.schedule, config.train.steps)
+    interval = config.train.interval
+    ring = Ring(
+        snapshots, interval, weights.layout, factor, moments.groups if moments else (),
+        moments_capacity=snapshots if moments else 0,
+    )  # fmt: skip
+    for number in range(1, snapshots + 1):
+        for parameter in weights.parameters:
+            parameter.grad = torch.arange(1.0, parameter.numel() + 1).mul(number).sin().view_as(parameter)
+        _called(f"wrapper={config.wrapper.name}", "", wrapper.before_step)
+        _called(f"optimizer={config.optimizer.name}", "", optimizer.step)
+        _called(f"wrapper={config.wrapper.name}", "", wrapper.after_step)
+        ring.push(number * interval, number * interval, weights.vector, moments)
+    return ring.history()
+
+
+def _chain(predictor: Predictor, history: History, depth: int, K: int) -> None:
+    """The first links of a cascade: the third has seen a predicted snapshot in every place that matters."""
+    for _ in range(min(depth, 3)):
+        history = history.extended(predictor.predict(history, K), K)
+
+
+def _called(key: str, remedy: str, function: Callable[..., object], *arguments: object) -> None:
+    """Call a function; what it says about its settings becomes a ConfigError that names the line."""
+    try:
+        function(*arguments)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise ConfigError(f"{key}: {complaint(error)} ({place}){remedy}") from None

@@ -15,7 +15,7 @@ import torch
 from leapbench.config.choices import LoggerName
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig, digest
-from leapbench.names import CONTROLS, Status
+from leapbench.names import Status
 from leapbench.records import commit
 from leapbench.records.folder import RunFolder
 from leapbench.records.lock import slurm_job
@@ -23,7 +23,7 @@ from leapbench.records.sources import code_of
 from leapbench.training.earlier import check_resumable, ended
 from leapbench.training.logger import build as build_logger
 from leapbench.training.loop import train
-from leapbench.training.parts import check_contexts, unusable
+from leapbench.training.prepare import prepare
 from leapbench.training.signals import Deferred
 from leapbench.training.workload import Workload
 
@@ -51,21 +51,20 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
         BusyError: another process holds this run.
         OSError: of the disk; the last checkpoint stays.
     """
-    device = pick_device(config.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.threads)
     run_id = config.run_id
     folder = RunFolder(config.folder)
     if outcome := _ended(config):
         return outcome
-    skipped = unusable(config)
-    requested = [name for name in config.predictors if name not in CONTROLS]
-    check_contexts(config, {*skipped, *CONTROLS} if requested else set(skipped))
-    workload = None if requested and all(name in skipped for name in requested) else Workload(config, device)
+    prepared = prepare(config)
+    device = prepared.device
+    workload = Workload(config, device) if prepared.reason is None else None
     try:
         folder.acquire()
-    except (NotADirectoryError, FileExistsError):
-        raise ConfigError(f"results_dir={config.results_dir} is no folder, or is below a file; give a folder") from None
+    except (NotADirectoryError, FileExistsError, FileNotFoundError):
+        raise ConfigError(
+            f"{folder.path} cannot be made a folder: results_dir={config.results_dir} is a file, below one, or where "
+            "none can be made; give another folder"
+        ) from None
     try:
         if outcome := _ended(config):  # another process may have ended it meanwhile
             return outcome
@@ -73,10 +72,11 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
         folder.reopen()
         folder.describe(config.science(), config.machine(), _meta(config, device, workload))
         if workload is None:
-            reason = "; ".join(f"predictor={name} {skipped[name]}" for name in requested)
             folder.open(None)
-            folder.finish({"status": Status.skipped, "reason": reason, "steps": 0, "skipped": skipped})
-            return Outcome(Status.skipped, run_id, folder.path, reason)
+            folder.finish(
+                {"status": Status.skipped, "reason": prepared.reason, "steps": 0, "skipped": prepared.skipped}
+            )
+            return Outcome(Status.skipped, run_id, folder.path, prepared.reason)
         logger = build_logger(config)
         try:
             with Deferred() as stop:
@@ -102,23 +102,6 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
         return Outcome(summary["status"], run_id, folder.path, summary["reason"])
     finally:
         folder.release()
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device={name} is unknown; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}, but PyTorch sees no CUDA device here; use device=cpu")
-    return device
 
 
 def _ended(config: RunConfig) -> Outcome | None:

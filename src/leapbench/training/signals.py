@@ -1,8 +1,9 @@
-"""Signals that ask a run to stop: SIGTERM, and SIGUSR2 from a scheduler that reclaims the node.
+"""Signals that ask a run to stop: SIGINT (Ctrl-C), SIGTERM, and SIGUSR2 from a scheduler that reclaims the node.
 
 Between two steps the weights, the rows and the clock agree, within one they do not. So a request is recorded when
 it arrives and handled at the end of the step, after the checkpoint, by the previous handler of the signal: submitit,
-which requeues the job on USR2 and ignores TERM, or the command line, which ends.
+which requeues the job on USR2 and ignores TERM, or the command line, which ends. A second Ctrl-C does not wait; the
+last checkpoint is whole in any case.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Terminated(SystemExit):
@@ -35,6 +36,7 @@ class Deferred:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self._broken_off = False
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Deferred:
@@ -48,6 +50,8 @@ class Deferred:
             signal.signal(signum, previous)
         if error is None:
             self.obey()
+        elif self._broken_off and isinstance(error, Exception):  # a write in C++ reports the interrupt as its own error
+            raise KeyboardInterrupt from None
 
     def obey(self) -> None:
         """Pass deferred signals to their previous handlers; returns if there are none, or if those ignore them."""
@@ -65,4 +69,8 @@ class Deferred:
                 terminate(signum)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        again = signum == signal.SIGINT and signum in self.asked and self._previous[signum] != signal.SIG_IGN
         self.asked.append(signum)
+        if again:
+            self._broken_off = True
+            raise KeyboardInterrupt

@@ -59,9 +59,10 @@ def test_golden_tables(tmp_path):
 @pytest.fixture
 def by_hand(tmp_path):
     """One run, 4 checkpoints with losses 4, 2, 3, 1 and one predictor whose losses were chosen by hand."""
-    run = write_run(tmp_path / "s", 0, ("linear",), ("exact", "code"), (1,), steps=200)
+    run = write_run(tmp_path / "s", 0, ("linear",), ("exact", "paper", "code"), (1,), steps=200)
     losses = {50: 4.0, 100: 2.0, 150: 3.0, 200: 1.0}
-    rewrite(run, "evals.jsonl", [{"step": s, "split": "verification", "loss_nats": x} for s, x in losses.items()])
+    evals = [{"step": s, "position": s, "split": "verification", "loss_nats": x} for s, x in losses.items()]
+    rewrite(run, "evals.jsonl", evals)
     predicted = {50: 4.0, 100: 2.9, 150: 3.14, 200: None}
     base = {"K": 1, "loss_true_nats": 1.0, "rel_l2_to_true": 0.5, "rel_l2_now_to_true": 0.25, "status": "ok"}
     rewrite(
@@ -72,7 +73,7 @@ def by_hand(tmp_path):
                 **base, "step": s, "protocol": protocol, "predictor": "linear", "regime": "stable",
                 "loss_now_nats": losses[s], "loss_pred_nats": predicted[s],
             }
-            for protocol in ("exact", "code")
+            for protocol in ("exact", "paper", "code")
             for s in losses
         ],
     )  # fmt: skip
@@ -81,13 +82,16 @@ def by_hand(tmp_path):
 
 def test_rules_by_hand(by_hand):
     scored = score(by_hand).set_index(["protocol", "step"]).sort_index()
-    exact, code = scored.loc["exact"], scored.loc["code"]
+    exact, paper, code = scored.loc["exact"], scored.loc["paper"], scored.loc["code"]
     assert list(exact["strict"]) == [False, False, False, False]
     # std of (4), (4, 2), (4, 2, 3), (4, 2, 3, 1): 0, 1, 0.816, 1.118
     assert list(exact["sigma_nats"]) == pytest.approx([0, 1, (2 / 3) ** 0.5, 1.25**0.5])
     assert list(exact["adaptive"]) == [True, True, True, False]
     # |excess| / L: 0, 0.45, 0.047, not finite
     assert list(exact["proximity"]) == [True, False, True, False]
+    # The paper's < where exact and code have <=: at 50 sigma is 0, and 0 is not below 0.
+    assert list(paper["adaptive"]) == [False, True, True, False]
+    assert list(paper["proximity"]) == [True, False, True, False]
     assert list(code["sigma_nats"]) == pytest.approx([1.25**0.5] * 4)
     assert list(code["proximity"]) == [True, False, False, False]
 

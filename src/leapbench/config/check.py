@@ -6,7 +6,7 @@ import math
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from leapbench.config.choices import PaceName, ScheduleName, SequenceLayout
+from leapbench.config.choices import PaceName, Probes, ScheduleName, SequenceLayout
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig
 from leapbench.names import Mode
@@ -34,6 +34,7 @@ def check(config: RunConfig) -> None:
             f"train.interval={train.interval} is larger than train.steps={train.steps}: no snapshot would ever be taken"
         )
     _check_protocols(config)
+    _check_probes(config.regime.probes)
     if config.predictors and K and K[-1] > train.steps - train.interval:
         raise ConfigError(
             f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
@@ -45,6 +46,12 @@ def check(config: RunConfig) -> None:
     fractions = config.landscape.fractions
     if config.landscape.enabled and (len(set(fractions)) < 2 or len(set(fractions)) < len(fractions) or 0 in fractions):
         raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
+
+
+def _check_probes(probes: Any) -> None:
+    is_count = isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1
+    if not is_count and probes != Probes.prompts:
+        raise ConfigError(f"regime.probes={probes} must be 1 or more held-out sequences, or {Probes.prompts}")
 
 
 def _check_leap(config: RunConfig) -> None:
@@ -95,6 +102,18 @@ def _check_protocols(config: RunConfig) -> None:
             f"protocols {_names(config.protocols)} start from different weights; run them apart with -m, or set "
             "model.init"
         )
+    if config.mode == Mode.observe and config.train.inline_leaps:
+        if len({str(protocol.inline_leaps) for protocol in config.protocols.values()}) > 1:
+            raise ConfigError(
+                f"protocols {_names(config.protocols)} leap differently while they train; run them apart with -m, or "
+                "set train.inline_leaps=false"
+            )
+        leaps = config.inline_leaps
+        if leaps is not None and config.train.interval <= leaps.K:
+            raise ConfigError(
+                f"inline_leaps.K={leaps.K} of protocol={next(iter(config.protocols))} must be below "
+                f"train.interval={config.train.interval}, or a leap would pass the next snapshot; raise train.interval"
+            )
 
 
 def _names(mapping: dict[str, Any]) -> str:

@@ -18,7 +18,9 @@ from leapbench.config.tuned import TUNED, tuned_lr
 from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 
 # Quantities in steps that may be written "N epochs".
-IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
+IN_EPOCHS = (
+    "train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at", "schedule.every",
+)  # fmt: skip
 EPOCHS = re.compile(r"(\d+) epochs?")
 # OmegaConf's message for a value that is no member of an enum.
 NO_MEMBER = re.compile(r"Invalid value '(.*)', expected one of \[(.*)\]")

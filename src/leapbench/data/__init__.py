@@ -25,6 +25,7 @@ from leapbench.config.choices import SequenceLayout, Source
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
 from leapbench.data.corpus import Corpus
+from leapbench.data.prompts import prompts
 from leapbench.data.tokenize import Tokenizer, batches, identity
 from leapbench.names import SPLITS, TRAIN
 from leapbench.records.files import whole
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 SOURCES = {Source.stdlib: "stdlib", Source.text_files: "text_files", Source.hub: "hub"}
 IMAGE_SOURCES = {Source.digits: "digits", Source.hub: "hub_images"}
 WAIT_S = 0.5  # seconds between two checks of a cache that another process is making
-VERSION = 1  # to be raised when the same corpus and tokenizer would give other sequences
+VERSION = 2  # to be raised when the same corpus and tokenizer would give other content
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,8 @@ class Tokens:
 class TextSplits:
     """A data set: training may use `train`, methods may look at `verification`, only the scorer at `validation`.
 
-    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content.
+    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content; `prompts` are
+    the token ids of :func:`leapbench.data.prompts.prompts`.
     """
 
     train: Tokens
@@ -73,6 +75,15 @@ class TextSplits:
     vocab_size: int
     pad_id: int
     sha256: str
+    prompts: list[list[int]]
+
+    def prompt_batch(self, tokens: int) -> dict[str, torch.Tensor]:
+        """All prompts, cut to `tokens` and filled up to the longest: `input_ids` and `attention_mask`, int64."""
+        kept = [ids[:tokens] for ids in self.prompts]
+        longest = max(map(len, kept))
+        filled = [ids + [self.pad_id] * (longest - len(ids)) for ids in kept]
+        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in kept]
+        return {"input_ids": torch.tensor(filled), "attention_mask": torch.tensor(mask)}
 
 
 def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
@@ -80,7 +91,8 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
 
     packed: documents joined by the tokenizer's separator and cut into sequences of `cfg.tokens`; the rest is dropped.
     padded: one document is one sequence, truncated and filled up to `cfg.tokens`.
-    Documents of no more than `cfg.min_characters` characters are left out. Several processes may load at once.
+    Documents of no more than `cfg.min_characters` characters, white space at their ends not counted, are left out.
+    Several processes may load at once.
 
     Raises:
         ConfigError: one line, for a source or tokenizer that cannot be loaded, a split without a single sequence, or a
@@ -109,7 +121,9 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
             lock.release()
     meta = json.loads((folder / "meta.json").read_text())
     train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
-    return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
+    return TextSplits(
+        train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256, meta["prompts"]
+    )
 
 
 def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
@@ -156,6 +170,7 @@ def _build(
             "vocab_size": tokenizer.vocab_size,
             "pad_id": tokenizer.pad_id,
             "dtype": np.dtype(tokenizer.dtype).name,
+            "prompts": [[int(token) for token in ids] for ids in tokenizer.encode(prompts())],
         }
         (draft / "meta.json").write_text(json.dumps(meta))
 

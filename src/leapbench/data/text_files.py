@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.corpus import READERS, Corpus, hash_files, not_utf8, rows, split_by_name
+from leapbench.data.corpus import READERS, Corpus, hash_files, is_long_enough, not_utf8, rows, split_by_name
 
 SUFFIXES = (".txt", *READERS)
 
@@ -29,7 +29,7 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         for file in files:
             name = file.relative_to(folder).as_posix()
             for row, text in enumerate(_texts(file, cfg.text_column)):
-                if len(text) > cfg.min_characters:
+                if is_long_enough(text, cfg.min_characters):
                     yield f"{name}:{row}", text
 
     return Corpus(hash_files(folder, files), split_by_name(documents))

@@ -32,10 +32,10 @@ def leap_verify_prompts() -> list[str]:
     """100 texts: 21 kinds in turn, a blank filled when it is met, in the order country, year, ..., second number."""
     rng = np.random.RandomState(0)
     pools: list[tuple[str, list[Any]]] = [
-        ("<country>", "France Japan Brazil Egypt Canada India Germany Australia".split()),
-        ("<year>", "1969 1776 2000 1945 1989 2020 1066 1492".split()),
+        ("<country>", ["France", "Japan", "Brazil", "Egypt", "Canada", "India", "Germany", "Australia"]),
+        ("<year>", ["1969", "1776", "2000", "1945", "1989", "2020", "1066", "1492"]),
         ("<compound>", ["water", "salt", "glucose", "methane", "ethanol", "carbon dioxide"]),
-        ("<word>", "happy fast bright cold large quiet simple strong".split()),
+        ("<word>", ["happy", "fast", "bright", "cold", "large", "quiet", "simple", "strong"]),
         ("<phrase>", ["good morning", "thank you", "how are you", "goodbye"]),
         ("<first>", list(range(1, 50))), ("<second>", list(range(1, 50))),
     ]  # fmt: skip
@@ -285,7 +285,7 @@ def pdt_epochs(losses: list[float], tau: int, first: int = 5, every: int = 1) ->
             since = 1
         elif columns >= first:
             since += 1
-        # ---- the scheduler: after the epoch and its prediction, from the fourth loss on ----
+        # ---- the scheduler: after the epoch and its prediction, from the fourth loss on ------------------------------
         if epoch == 0:
             continue
         if previous is None:

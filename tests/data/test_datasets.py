@@ -489,7 +489,9 @@ def test_white_space_at_the_ends_of_a_line_does_not_count(tmp_path):
     folder.mkdir(parents=True)
     for split in ("train", "validation"):
         pq.write_table(pa.table({"text": lines}), folder / f"{split}-00000-of-00001.parquet")
-    cfg = DatasetConfig(name="w", source="hub", path=str(tmp_path / "wikitext"), subset="sub", layout="padded", tokens=60,
-                        min_characters=50, hold_out_last=4)  # fmt: skip
+    cfg = DatasetConfig(
+        name="w", source="hub", path=str(tmp_path / "wikitext"), subset="sub", layout="padded", tokens=60,
+        min_characters=50, hold_out_last=4,
+    )  # fmt: skip
     data = datasets.load(cfg, tmp_path / "cache")
     assert {text.strip()[0] for split in SPLITS for text in decode(getattr(data, split))} == {"y", "z"}

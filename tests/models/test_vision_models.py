@@ -143,7 +143,12 @@ def test_vit_huge_has_the_released_132_groups():
     assert len(found) == len(twin.pdt_groups(32)) == 132
     d, hidden = 1280, 5120
     by_part = {"ln_1": 2 * d, "ln_2": 2 * d, "self_attention": 4 * (d * d + d), "mlp": 2 * d * hidden + d + hidden}
-    others = {"class_token": d, "conv_proj": 3 * 14 * 14 * d + d, "encoder": 257 * d + 2 * d, "heads": 1001 * d - d + 1000}
+    others = {
+        "class_token": d,
+        "conv_proj": 3 * 14 * 14 * d + d,
+        "encoder": 257 * d + 2 * d,
+        "heads": 1001 * d - d + 1000,
+    }
     sizes = sorted(sum(entry.size for entry in group) for group in found)
     assert sizes == sorted([*others.values(), *(size for size in by_part.values() for _ in range(32))])
 
@@ -151,5 +156,5 @@ def test_vit_huge_has_the_released_132_groups():
 def test_only_a_vit_can_start_like_torchvisions():
     cfg = resolve(composed("model=resnet_small", "dataset=digits", "regime=published")).model
     cfg.first_weights = "torchvision"
-    with pytest.raises(ConfigError, match="model.first_weights=torchvision is for model.model_type=vit, not resnet"):
+    with pytest.raises(ConfigError, match=r"model\.first_weights=torchvision is for model\.model_type=vit, not resnet"):
         image_classifier.build_image_classifier(cfg, 1, 32, 10, 0, "scratch")

@@ -135,7 +135,9 @@ def test_skill_by_hand(tmp_path, published):
     assert (cell["skill_q1"], cell["skill_q3"]) == pytest.approx(np.quantile([-1.0, 0.25, 0.5, 1.0], [0.25, 0.75]))
     assert cell["undefined_pct"] == pytest.approx(100 * 2 / 7)
     assert cell["nonfinite_pct"] == pytest.approx(100 / 7) and cell["distance_ratio"] == 2
-    lines = [line for line in tables.console(table, compact=False).splitlines() if "linear" in line and "stable" in line]
+    lines = [
+        line for line in tables.console(table, compact=False).splitlines() if "linear" in line and "stable" in line
+    ]
     assert "0.375 [-0.062, 0.625]" in lines[0] and "skill" in lines[0]
     assert "2.000" in lines[1] and "distance" in lines[1]
 

@@ -361,21 +361,28 @@ def test_what_pdts_published_reductions_divide_by_is_said_beside_them(tmp_path, 
     remarks = made(tmp_path / "s", published).remarks
     fcn, resnet = ("\n".join(lines) for lines in remarks.values())
     for text in (fcn, resnet):
-        assert "reductions (10 to 40 %) divide its time to the baseline's lowest training loss by the baseline's" in text
-        assert "turns `pdt always` from 1.200 into 0.900 (tuned baseline)" in text  # 180 of its steps over 150, over 200
+        assert (
+            "reductions (10 to 40 %) divide its time to the baseline's lowest training loss by the baseline's" in text
+        )
+        assert (
+            "turns `pdt always` from 1.200 into 0.900 (tuned baseline)" in text
+        )  # 180 of its steps over 150, over 200
     assert "The published rows of resnet50 also slowed PDT down" in resnet and "slowed" not in fcn
 
 
 def test_on_our_text_that_definition_alone_turns_a_loss_into_a_gain(published):
     """The committed run of PDT on the embedded text."""
-    frame = pd.read_csv(PROJECT / "results/tables/ttb_embedded/time_to_baseline.csv", keep_default_na=False, na_values=[""])
+    frame = pd.read_csv(
+        PROJECT / "results/tables/ttb_embedded/time_to_baseline.csv", keep_default_na=False, na_values=[""]
+    )
     text = frame[frame["dataset"] == "stdlib"].assign(options=frame["options"].fillna(""))
     ratios = text[(text["row"] == "pdt always") & (text["reference"] == "schedule")].set_index("definition")
     ours, theirs = (f"{ratios.loc[name, 'charged_steps_ratio']:.3f}" for name in ("pdt_loss", "pdt_loss_total"))
     assert float(ours) > 1 > float(theirs)
-    assert f"`pdt always` from {ours} into {theirs} (same schedule's tuned baseline)" in pdt_remarks(
-        text, {"none"}, published.pdt
-    )[0]
+    assert (
+        f"`pdt always` from {ours} into {theirs} (same schedule's tuned baseline)"
+        in pdt_remarks(text, {"none"}, published.pdt)[0]
+    )
 
 
 @pytest.mark.parametrize(("best", "shown"), [(2.303, "diverges: 2.303"), (2.2, "2.200")])

@@ -43,8 +43,14 @@ def test_the_scheduler_acts_after_the_epochs_prediction(lab, monkeypatch, tau, r
     assert found == wanted == twin.pdt_epochs(losses, tau)
 
 
-NONSELECTIVE = (*PDT, "predictor=pdt_nonselective", "leap=pdt_nonselective", "train.steps=36", "K=4",
-                "optimizer.lr=0.002")
+NONSELECTIVE = (
+    *PDT,
+    "predictor=pdt_nonselective",
+    "leap=pdt_nonselective",
+    "train.steps=36",
+    "K=4",
+    "optimizer.lr=0.002",
+)
 
 
 def test_the_control_without_a_mask_is_tested_after_the_epoch_that_follows(lab, monkeypatch):

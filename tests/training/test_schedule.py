@@ -116,7 +116,9 @@ def test_what_a_rate_per_step_did_instead(experiment, peak, lowest, stages, tota
     wanted = twin.pdt_rates(peak, lowest, **stages)
     apart, means = [], []
     for number, rate in enumerate(wanted):
-        means.append(peak * sum(per_step(number * epoch + step) for step in range(0, epoch, 5)) / len(range(0, epoch, 5)))
+        means.append(
+            peak * sum(per_step(number * epoch + step) for step in range(0, epoch, 5)) / len(range(0, epoch, 5))
+        )
         apart.append(abs(means[-1] / rate - 1))
     assert abs(sum(means) / sum(wanted) - 1) == pytest.approx(total, abs=5e-4)
     assert max(apart[15:]) == pytest.approx(later, abs=3e-3)

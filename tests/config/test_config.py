@@ -20,12 +20,13 @@ MACHINE = {
 SCIENCE = {
     "K": [5, 10], "seed": 1,
     "train.steps": 1000, "train.interval": 25, "train.batch_size": 4, "train.grad_clip": None,
-    "train.precision": "bfloat16", "train.compile": True,
-    "verify.sequences": 16, "verify.batch_size": 16,
+    "train.precision": "bfloat16", "train.compile": True, "train.inline_leaps": True,
+    "verify.sequences": 16, "verify.batch_size": 16, "verify.checkpoints": 5,
     "eval.every": 50, "eval.sequences": 64, "eval.batch_size": 16,
     "cascade.enabled": True, "cascade.chains": [[2, 5]],
     "landscape.enabled": True, "landscape.K": 25, "landscape.fractions": [0.5, 1.0],
     "optimizer.lr_from": "published", "schedule.warmup_from": 0.1,
+    "schedule.warmup_begins": "at", "schedule.floor_form": "clamped", "schedule.every": 10,
     "optimizer.lr": 1e-4, "optimizer.betas": [0.8, 0.99], "optimizer.eps": 1e-6, "optimizer.weight_decay": 0.1,
     "schedule.warmup": 50, "schedule.floor": 0.0,
     "model.config.n_layer": 4, "model.pretrained": "gpt2",
@@ -39,13 +40,14 @@ SCIENCE = {
 }  # fmt: skip
 # Of mode=leap alone: an observed run is the same run whatever they are.
 LEAP = {
-    "verify.resample": False, "leap.gate": "stable", "leap.rule": "adaptive", "leap.burn_in": 1, "leap.every": 2,
+    "verify.resample": False, "leap.at": "start", "leap.gate": "stable", "leap.rule": "adaptive", "leap.burn_in": 1,
+    "leap.every": 2,
     "leap.cooldown": 1, "leap.advance": False, "leap.moments": "reset", "leap.history": "keep",
     "leap.buffers": "recompute", "leap.cascade": 2, "leap.scheduler": "pdt", "leap.follow": [10],
 }  # fmt: skip
 TRAINING = (
     "seed", "train.steps", "train.interval", "train.batch_size", "train.grad_clip", "train.precision", "train.compile",
-    "optimizer.lr", "schedule.warmup_from",
+    "optimizer.lr", "schedule.warmup_from", "schedule.warmup_begins", "schedule.floor_form", "schedule.every",
     "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "schedule.warmup", "schedule.floor",
     "model.config.n_layer", "model.pretrained", "dataset.path", "dataset.tokenizer", "dataset.vocab_size",
     "dataset.layout", "dataset.tokens",

@@ -26,10 +26,10 @@ def wikitext(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     text = "{} is a number , and so are {} and {} ; "
     lines = [f" = Heading {i} = \n" if i % 5 == 0 else text.format(i, i + 1, i * i) * 2 for i in range(900)]
-    subset = root / "wikitext-103-raw-v1"
-    subset.mkdir()
-    for split, part in {"train": lines[:700], "validation": lines[700:800], "test": lines[800:]}.items():
-        pd.DataFrame({"text": part}).to_parquet(subset / f"{split}-00000-of-00001.parquet")
+    for subset in (root / "wikitext-103-raw-v1", root / "wikitext-103-v1"):
+        subset.mkdir()
+        for split, part in {"train": lines[:700], "validation": lines[700:800], "test": lines[800:]}.items():
+            pd.DataFrame({"text": part}).to_parquet(subset / f"{split}-00000-of-00001.parquet")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -1,5 +1,6 @@
 """Data sets: splits, layouts, tokenizers, the cache, and every mistake a user can make."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,9 +22,11 @@ import torch
 import transformers
 
 import leapbench.data as datasets
+import published as twin
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
 from leapbench.data import hub, stdlib, text_files
+from leapbench.data.prompts import prompts
 from leapbench.data.tokenize import BYTE
 from leapbench.names import SPLITS
 
@@ -456,3 +459,39 @@ def assert_refused(cfg: DatasetConfig, cache: Path, message: str) -> None:
         datasets.load(cfg, cache)
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# ---- the published prompts -------------------------------------------------------------------------------------------
+
+
+def test_the_prompts_are_the_published_ones(tmp_path):
+    """Against a slow twin, and pinned: another numpy must draw the same."""
+    assert prompts() == twin.leap_verify_prompts()
+    assert hashlib.sha256("\0".join(prompts()).encode()).hexdigest()[:16] == "85b4a397a3618f3a"
+    assert len(prompts()) == 100 and prompts()[0] == "The capital of Canada is"
+    cfg = texts(tmp_path / "texts")
+    for tokenizer, vocabulary in (("byte", 256), ("bpe", 300)):
+        data = datasets.load(replace(cfg, tokenizer=tokenizer, vocab_size=vocabulary), tmp_path / "cache")
+        assert len(data.prompts) == 100 and max(max(ids) for ids in data.prompts) < data.vocab_size
+        batch = data.prompt_batch(20)
+        assert batch["input_ids"].shape == batch["attention_mask"].shape and batch["input_ids"].shape[1] == 20
+        for ids, row, mask in zip(data.prompts, batch["input_ids"], batch["attention_mask"], strict=True):
+            assert row[: len(ids)].tolist() == ids[:20] and int(mask.sum()) == min(20, len(ids))
+            assert (row[len(ids) :] == data.pad_id).all()
+    by_bytes = datasets.load(cfg, tmp_path / "cache").prompts[3]
+    assert bytes(by_bytes).decode() == prompts()[3] and data.prompts[3] != by_bytes
+
+
+def test_white_space_at_the_ends_of_a_line_does_not_count(tmp_path):
+    """Leap+Verify keeps lines of more than 50 characters without it; its lines begin and end with a blank."""
+    lines = [" " + "x" * 50 + " \n", " " + "y" * 51 + " \n", "z" * 51] * 40
+    folder = tmp_path / "wikitext" / "sub"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation"):
+        pq.write_table(pa.table({"text": lines}), folder / f"{split}-00000-of-00001.parquet")
+    cfg = DatasetConfig(
+        name="w", source="hub", path=str(tmp_path / "wikitext"), subset="sub", layout="padded", tokens=60,
+        min_characters=50, hold_out_last=4,
+    )  # fmt: skip
+    data = datasets.load(cfg, tmp_path / "cache")
+    assert {text.strip()[0] for split in SPLITS for text in decode(getattr(data, split))} == {"y", "z"}

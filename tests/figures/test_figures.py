@@ -32,7 +32,7 @@ def test_figures_are_written_and_not_blank(tmp_path):
     paths = draw(tmp_path / "s", tmp_path / "out")
     assert {path.name.split("__")[0] for path in paths} == {
         "loss_regimes", "similarity", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity",
-        "momentum_catastrophe", "distance", "landscape",
+        "momentum_catastrophe", "skill", "distance", "landscape",
     }  # fmt: skip
     for path in paths:
         image = matplotlib.image.imread(path)

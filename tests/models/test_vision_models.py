@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+import published as twin
+import twins
 from helpers import captured, composed, config_of, flat, interrupted, records, rows
+from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.models import image_classifier
 from leapbench.names import LEAPS
+from leapbench.predictors.dmd import groups
 from leapbench.training.run import run
 from leapbench.training.workload import Workload
 
@@ -85,3 +89,72 @@ def test_recomputed_buffers_make_another_run(tmp_path, monkeypatch):
     # In training mode batch norm uses the batch: the weights agree, the running statistics do not.
     assert torch.equal(ends["keep"][0], ends["recompute"][0])
     assert any(not torch.equal(a, b) for a, b in zip(ends["keep"][1], ends["recompute"][1], strict=True))
+
+
+# ---- the ViT of PDT's released code is torchvision's -----------------------------------------------------------------
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "patch_size": 8}
+
+
+def as_torchvision(named):
+    """Weights of transformers' ViT under the names of the twin: its three projections are one matrix there."""
+    found = {
+        "patches.weight": named["vit.embeddings.patch_embeddings.projection.weight"],
+        "patches.bias": named["vit.embeddings.patch_embeddings.projection.bias"],
+        "cls": named["vit.embeddings.cls_token"], "positions": named["vit.embeddings.position_embeddings"],
+        "head.weight": named["classifier.weight"], "head.bias": named["classifier.bias"],
+    }  # fmt: skip
+    for block in range(2):
+        layer = f"vit.layers.{block}"
+        for end in ("weight", "bias"):
+            parts = [named[f"{layer}.attention.{name}_proj.{end}"] for name in "qkv"]
+            found[f"{block}.in_proj_{end}"] = torch.cat(parts)
+            found[f"{block}.out_proj.{end}"] = named[f"{layer}.attention.o_proj.{end}"]
+            for number in (0, 1):
+                found[f"{block}.mlp{number}.{end}"] = named[f"{layer}.mlp.fc{number + 1}.{end}"]
+    return found
+
+
+def test_a_vit_starts_as_torchvisions_does():
+    cfg = resolve(composed("model=vit_base", "dataset=cifar10", "regime=published")).model
+    assert cfg.config["layer_norm_eps"] == 1e-6
+    cfg.config = cfg.config | VIT
+    torch.manual_seed(0)
+    draws = [twin.torchvision_vit(2, 32, 64, 8, 32, 10) for _ in range(30)]
+    models = [image_classifier.build_image_classifier(cfg, 3, 32, 10, seed, "scratch") for seed in range(30)]
+    assert {m.eps for m in models[0].modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+    ours = [as_torchvision({name: p.detach() for name, p in model.named_parameters()}) for model in models]
+    assert {name: value.shape for name, value in ours[0].items()} == {n: v.shape for n, v in draws[0].items()}
+    for name in draws[0]:
+        a, b = (torch.stack([draw[name] for draw in family]).flatten() for family in (ours, draws))
+        assert float(a.std()) == pytest.approx(float(b.std()), rel=0.05), name
+        assert float(a.abs().max()) == pytest.approx(float(b.abs().max()), rel=0.25), name
+        assert abs(float(a.mean())) <= 5 * float(b.std()) / len(a) ** 0.5, name
+    norms = [p for name, p in models[0].named_parameters() if "norm" in name]
+    assert all(torch.equal(p, torch.ones_like(p)) or not p.any() for p in norms) and norms
+
+
+def test_vit_huge_has_the_released_132_groups():
+    cfg = resolve(composed("model=vit_huge", "dataset=cifar10", "regime=published")).model
+    with torch.device("meta"):
+        model = image_classifier.build_image_classifier(cfg, 3, 224, 1000, seed=0, init="scratch")
+    entries = twins.layout_of({name: tuple(p.shape) for name, p in model.named_parameters()})
+    found = groups(entries, "group")
+    assert len(found) == len(twin.pdt_groups(32)) == 132
+    d, hidden = 1280, 5120
+    by_part = {"ln_1": 2 * d, "ln_2": 2 * d, "self_attention": 4 * (d * d + d), "mlp": 2 * d * hidden + d + hidden}
+    others = {
+        "class_token": d,
+        "conv_proj": 3 * 14 * 14 * d + d,
+        "encoder": 257 * d + 2 * d,
+        "heads": 1001 * d - d + 1000,
+    }
+    sizes = sorted(sum(entry.size for entry in group) for group in found)
+    assert sizes == sorted([*others.values(), *(size for size in by_part.values() for _ in range(32))])
+
+
+def test_only_a_vit_can_start_like_torchvisions():
+    cfg = resolve(composed("model=resnet_small", "dataset=digits", "regime=published")).model
+    cfg.first_weights = "torchvision"
+    with pytest.raises(ConfigError, match=r"model\.first_weights=torchvision is for model\.model_type=vit, not resnet"):
+        image_classifier.build_image_classifier(cfg, 1, 32, 10, 0, "scratch")

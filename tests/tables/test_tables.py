@@ -12,9 +12,12 @@ import yaml
 
 from helpers import reseal, rows, script
 from leapbench import tables
+from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import rates, score
+from leapbench.tables.headline import headline
+from leapbench.tables.skill import skill_of
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -60,9 +63,10 @@ def test_golden_tables(tmp_path):
 @pytest.fixture
 def by_hand(tmp_path):
     """One run, 4 checkpoints with losses 4, 2, 3, 1 and one predictor whose losses were chosen by hand."""
-    run = write_run(tmp_path / "s", 0, ("linear",), ("exact", "code"), (1,), steps=200)
+    run = write_run(tmp_path / "s", 0, ("linear",), ("exact", "paper", "code"), (1,), steps=200)
     losses = {50: 4.0, 100: 2.0, 150: 3.0, 200: 1.0}
-    rewrite(run, "evals.jsonl", [{"step": s, "split": "verification", "loss_nats": x} for s, x in losses.items()])
+    evals = [{"step": s, "position": s, "split": "verification", "loss_nats": x} for s, x in losses.items()]
+    rewrite(run, "evals.jsonl", evals)
     predicted = {50: 4.0, 100: 2.9, 150: 3.14, 200: None}
     base = {"K": 1, "loss_true_nats": 1.0, "rel_l2_to_true": 0.5, "rel_l2_now_to_true": 0.25, "status": "ok"}
     rewrite(
@@ -73,7 +77,7 @@ def by_hand(tmp_path):
                 **base, "step": s, "protocol": protocol, "predictor": "linear", "regime": "stable",
                 "loss_now_nats": losses[s], "loss_pred_nats": predicted[s],
             }
-            for protocol in ("exact", "code")
+            for protocol in ("exact", "paper", "code")
             for s in losses
         ],
     )  # fmt: skip
@@ -82,13 +86,16 @@ def by_hand(tmp_path):
 
 def test_rules_by_hand(by_hand):
     scored = score(by_hand).set_index(["protocol", "step"]).sort_index()
-    exact, code = scored.loc["exact"], scored.loc["code"]
+    exact, paper, code = scored.loc["exact"], scored.loc["paper"], scored.loc["code"]
     assert list(exact["strict"]) == [False, False, False, False]
     # std of (4), (4, 2), (4, 2, 3), (4, 2, 3, 1): 0, 1, 0.816, 1.118
     assert list(exact["sigma_nats"]) == pytest.approx([0, 1, (2 / 3) ** 0.5, 1.25**0.5])
     assert list(exact["adaptive"]) == [True, True, True, False]
     # |excess| / L: 0, 0.45, 0.047, not finite
     assert list(exact["proximity"]) == [True, False, True, False]
+    # The paper's < where exact and code have <=: at 50 sigma is 0, and 0 is not below 0.
+    assert list(paper["adaptive"]) == [False, True, True, False]
+    assert list(paper["proximity"]) == [True, False, True, False]
     assert list(code["sigma_nats"]) == pytest.approx([1.25**0.5] * 4)
     assert list(code["proximity"]) == [True, False, False, False]
 
@@ -99,6 +106,82 @@ def test_rate_and_distance_by_hand(by_hand):
     assert found.loc[("exact", "all"), "distance_ratio"] == 2
     assert found.loc[("exact", "all"), "loss_now_nats"] == 2.5
     assert found.loc[("exact", "all"), "loss_pred_nats"] == pytest.approx((4.0 + 2.9 + 3.14) / 3)
+
+
+def test_skill_by_hand(tmp_path, published):
+    """Per proposal (now, predicted, true): a half, worse, perfect, nothing to share in, not finite, no truth."""
+    run = write_run(tmp_path / "s", 0, ("linear",), ("exact",), (1,), steps=400)
+    cases = {
+        50: (4.0, 3.0, 2.0), 100: (2.0, 3.0, 1.0), 150: (3.0, 2.0, 2.0), 200: (1.0, 0.5, 1.5),
+        250: (2.0, None, 1.0), 300: (2.0, 1.0, None), 350: (2.0, 1.75, 1.0),
+    }  # fmt: skip
+    base = {"K": 1, "rel_l2_to_true": 0.5, "rel_l2_now_to_true": 0.25, "protocol": "exact", "predictor": "linear"}
+    rewrite(
+        run,
+        "proposals.jsonl",
+        [
+            {
+                **base, "step": step, "regime": "stable", "status": "ok", "loss_now_nats": now,
+                "loss_pred_nats": predicted, "loss_true_nats": true,
+            }
+            for step, (now, predicted, true) in cases.items()
+        ],
+    )  # fmt: skip
+    suite = load_suite(tmp_path / "s")
+    skills = skill_of(score(suite).sort_values("step")).tolist()
+    assert skills == pytest.approx([0.5, -1.0, 1.0, np.nan, np.nan, np.nan, 0.25], nan_ok=True)
+    table = only(suite, published, "skill")
+    cell = table.frame.set_index(["regime", "predictor"]).loc[("stable", "linear")]
+    assert (cell["mean"], cell["n_proposals"], cell["n_seeds"]) == (0.375, 7, 1)
+    assert (cell["skill_q1"], cell["skill_q3"]) == pytest.approx(np.quantile([-1.0, 0.25, 0.5, 1.0], [0.25, 0.75]))
+    assert cell["undefined_pct"] == pytest.approx(100 * 2 / 7)
+    assert cell["nonfinite_pct"] == pytest.approx(100 / 7) and cell["distance_ratio"] == 2
+    lines = [
+        line for line in tables.console(table, compact=False).splitlines() if "linear" in line and "stable" in line
+    ]
+    assert "0.375 [-0.062, 0.625]" in lines[0] and "skill" in lines[0]
+    assert "2.000" in lines[1] and "distance" in lines[1]
+
+
+def test_skill_is_a_mean_of_the_seeds_medians(published):
+    suite = load_suite(GOLDEN / "raw" / "tiny")
+    rows = score(suite)
+    rows = rows[(rows["protocol"] == "exact") & (rows["predictor"] == "linear") & (rows["K"] == 5)]
+    medians = skill_of(rows).groupby(rows["seed"]).median()
+    frame = only(suite, published, "skill").frame.set_index(["protocol", "regime", "predictor", "K"])
+    cell = frame.loc[("exact", "all", "linear", 5)]
+    assert cell["mean"] == pytest.approx(medians.mean()) and cell["n_seeds"] == len(medians) == 3
+    assert frame.loc[("exact", "all", "persistence", 5), "mean"] == 0
+
+
+def test_where_the_published_rates_of_momentum_come_from_is_said(tmp_path, published):
+    for leaping in (False, True):
+        write_run(tmp_path / "s", 0, ("momentum",), ("exact", "code"), K=(5, 10, 25, 50),
+                  extra={"train.inline_leaps": leaping})  # fmt: skip
+    for rule, rate in (("strict", "10 %"), ("proximity", "16.5 %")):
+        remarks = only(load_suite(tmp_path / "s"), published, f"acceptance_{rule}").remarks
+        assert len(remarks) == 2 and all("protocol code" in name for name in remarks)
+        for name, (text,) in remarks.items():
+            assert f"Published for momentum in `stable`: {rate} at K = 5, 10, 25 alike. Most likely" in text
+            kind = "makes those leaps" if "inline_leaps=true" in name else "makes no such leaps"
+            assert kind in text
+    assert only(load_suite(tmp_path / "s"), published, "acceptance_adaptive").remarks == {}
+
+
+@pytest.mark.parametrize("suite", ["leap_verify_embedded", "leap_verify_embedded_lr5e-5"])
+def test_the_front_page_compares_like_with_like(suite):
+    """Ours over the checkpoints that the published ratios are over, not over all."""
+    folder = PROJECT / "results/tables" / suite
+    momentum = pd.read_csv(folder / "momentum_catastrophe.csv")
+    momentum = momentum[(momentum["predictor"] == "momentum") & (momentum["protocol"] == "code")]
+    momentum = momentum[~momentum["setting"].astype(str).str.contains("inline_leaps=true")]
+    ratios = momentum.set_index(["regime", "K"])["ratio_of_means"]
+    text = headline(folder, ["0123abc"])
+    line = next(line for line in text.splitlines() if line.startswith("| `code` |"))
+    shown = [float(cell.replace(",", "")) for cell in line.split("|")[2:5]]
+    assert shown == pytest.approx([ratios["transition+stable", K] for K in (5, 25, 100)], rel=0.01, abs=0.01)
+    assert "over the checkpoints of transition and stable alone" in text
+    assert not momentum.loc[momentum["regime"] == "all", "published_ratio"].notna().any()
 
 
 def test_catastrophe_by_hand(tmp_path, published):

@@ -11,10 +11,12 @@ import pytest
 from helpers import reseal, script
 from leapbench import tables
 from leapbench.figures import figures_of_run, write_figures
+from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.headline import MARKS, headlines, into_readme
 from leapbench.tables.methods import leaping, methods
+from leapbench.tables.published_pdt import pdt_remarks
 from leapbench.tables.time_to_baseline import leaps_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -407,6 +409,60 @@ def test_the_published_reductions_of_pdt_stand_beside_pdt_as_published(tmp_path,
         "pdt_accuracy": 31.81, "pdt_loss_total": 39.59,
     }  # fmt: skip
     assert "published: PDT, fcn" in tables.console(table, compact=False)
+
+
+def test_what_pdts_published_reductions_divide_by_is_said_beside_them(tmp_path, published):
+    """The same run under both definitions; and the scheduler that our rows leave out."""
+    as_run = {"predictors.pdt": {"_target_": "x", "variant": "code", "mode": "both"}}
+    for model in ("fcn_small", "resnet_small"):
+        write_leap_run(tmp_path / "s", **BASE, model=model)
+        write_leap_run(tmp_path / "s", predictor="pdt", rule="always", **FASTER, model=model, extra=as_run)
+        write_leap_run(tmp_path / "s", predictor="average", **FASTER, model=model)
+    remarks = made(tmp_path / "s", published).remarks
+    fcn, resnet = ("\n".join(lines) for lines in remarks.values())
+    for text in (fcn, resnet):
+        assert (
+            "reductions (10 to 40 %) divide its time to the baseline's lowest training loss by the baseline's" in text
+        )
+        assert (
+            "turns `pdt always` from 1.200 into 0.900 (tuned baseline)" in text
+        )  # 180 of its steps over 150, over 200
+    assert "The published rows of resnet50 also slowed PDT down" in resnet and "slowed" not in fcn
+
+
+def test_on_our_text_that_definition_alone_turns_a_loss_into_a_gain(published):
+    """The committed run of PDT on the embedded text."""
+    frame = pd.read_csv(
+        PROJECT / "results/tables/ttb_embedded/time_to_baseline.csv", keep_default_na=False, na_values=[""]
+    )
+    text = frame[frame["dataset"] == "stdlib"].assign(options=frame["options"].fillna(""))
+    ratios = text[(text["row"] == "pdt always") & (text["reference"] == "schedule")].set_index("definition")
+    ours, theirs = (f"{ratios.loc[name, 'charged_steps_ratio']:.3f}" for name in ("pdt_loss", "pdt_loss_total"))
+    assert float(ours) > 1 > float(theirs)
+    assert (
+        f"`pdt always` from {ours} into {theirs} (same schedule's tuned baseline)"
+        in pdt_remarks(text, {"none"}, published.pdt)[0]
+    )
+
+
+@pytest.mark.parametrize(("best", "shown"), [(2.303, "diverges: 2.303"), (2.2, "2.200")])
+def test_a_method_that_was_never_better_than_chance_diverges(tmp_path, published, best, shown):
+    ten = {"dataset.image": {"classes": 10}}
+    write_leap_run(tmp_path / "s", **BASE, extra=ten)
+    chance = {"validation": [best, 9.0, 30.0, 90.0], "train": [2.4, 9.0, 30.0, 90.0], "accuracy": [0.1] * 4}
+    write_leap_run(tmp_path / "s", predictor="pdt_nonselective", rule="always", **chance, extra=ten)
+    body = tables.console(made(tmp_path / "s", published), compact=False)
+    assert shown in body and ("diverges" in body) == (best > 2.3)
+
+
+def test_a_leap_at_an_intervals_start_has_no_loss_at_its_own_step(tmp_path, published):
+    for at_start in (False, True):
+        suite = tmp_path / str(at_start)
+        write_leap_run(suite, **BASE)
+        extra = {"leap.at": "start"} if at_start else {}
+        write_leap_run(suite, predictor="pdt", rule="always", **FASTER, leaps=(100,), extra=extra)
+        frame = made(suite, published, "after_leap").frame.set_index("after")
+        assert (frame.loc[0, "n_leaps"], frame.loc[50, "n_leaps"]) == (0 if at_start else 1, 1)
 
 
 def test_overhead_by_hand(tmp_path, published):

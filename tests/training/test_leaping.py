@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import published as twin
 from helpers import (
     ALWAYS_STABLE,
     DROPOUT,
@@ -193,19 +194,6 @@ def test_verification_data_is_drawn_afresh_for_every_proposal(lab, monkeypatch):
         assert len({leap["loss_now_nats"] for leap in leaps}) == different
 
 
-def dmd(H, tau):
-    """The displacement Re{Phi (Lambda^tau - I) Phi^+ a} of PDT's released code, by SVD, in float64."""
-    X, Y = H[:, :-1], H[:, 1:]
-    U, s, Vt = np.linalg.svd(X, full_matrices=False)
-    beta = min(X.shape) / max(X.shape)
-    bar = (0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43) * np.sort(s)[(len(s) - 1) // 2]
-    r = max(1, int((s > bar).sum()))
-    U, s, V = U[:, :r], s[:r], Vt[:r].T
-    values, Q = np.linalg.eig(U.T @ Y @ V / s)
-    Phi = U @ Q
-    return (Phi @ ((values**tau - 1) * (np.linalg.pinv(Phi) @ H[:, -1]))).real
-
-
 def test_pdt_is_the_released_loop(lab, monkeypatch):
     """Eleven epochs of PDT's single-GPU loop, written down as it runs: snapshot, epoch, prediction, mask."""
     extra = (
@@ -235,7 +223,7 @@ def test_pdt_is_the_released_loop(lab, monkeypatch):
         c = flat(model)
         if due:
             H = H[-h:]
-            p, delta = a.double().numpy() + dmd(np.stack(H, 1), tau), (c - a).double().numpy()
+            p, delta = a.double().numpy() + twin.pdt_displacement(np.stack(H, 1), tau), (c - a).double().numpy()
             moved, size = np.abs(p - H[-1]), np.abs(delta)
             mask = (np.sign(p - H[-1]) == np.sign(delta)) & (moved >= size) & (moved <= (tau + 1) * size)
             w = torch.where(torch.from_numpy(mask), torch.from_numpy(p).float(), c)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from helpers import config_of, flat, rows, untimed
+from leapbench.config.choices import Probes
 from leapbench.config.errors import ConfigError
 from leapbench.prediction.candidate import candidate_loss
 from leapbench.prediction.weights import FlatWeights
@@ -132,7 +133,7 @@ def test_probe_states_are_what_the_classifier_sees(name):
     hidden, mask = workload.probe_states()
     assert hidden.shape[:2] == (5, 1)
     assert mask is None
-    pixels = torch.cat([batch["pixel_values"] for batch in workload._probes])
+    pixels = torch.cat([batch["pixel_values"] for batch in workload._probes[Probes.held_out]])
     workload.model.eval()
     with torch.no_grad():
         wanted = workload.model(pixel_values=pixels).logits

@@ -9,7 +9,7 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from leapbench.config.choices import LoggerName, PaceName, ScheduleName, SequenceLayout
+from leapbench.config.choices import LoggerName, PaceName, Probes, ScheduleName, SequenceLayout
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig
 from leapbench.names import Mode
@@ -41,6 +41,7 @@ def check(config: RunConfig) -> None:
     _check_protocols(config)
     if config.dataset.image is not None and config.dataset.image.channels not in (1, 3):
         raise ConfigError(f"dataset.image.channels={config.dataset.image.channels} must be 1 (grey) or 3 (colour)")
+    _check_regime_probes(config.regime.probes)
     if config.predictors and K and K[-1] > train.steps - train.interval:
         raise ConfigError(
             f"K={K[-1]} is larger than the steps that remain after any snapshot (at most "
@@ -100,6 +101,12 @@ def _check_probes(config: RunConfig) -> None:
         last = protocol.rules.adaptive.sigma_over
         if last != "all" and not (type(last) is int and last > 0):
             raise ConfigError(f"protocols.{name}.rules.adaptive.sigma_over={last} must be a number of losses, or all")
+
+
+def _check_regime_probes(probes: Any) -> None:
+    is_count = isinstance(probes, int) and not isinstance(probes, bool) and probes >= 1
+    if not is_count and probes != Probes.prompts:
+        raise ConfigError(f"regime.probes={probes} must be 1 or more held-out sequences, or {Probes.prompts}")
 
 
 def _check_leap(config: RunConfig) -> None:
@@ -166,6 +173,18 @@ def _check_protocols(config: RunConfig) -> None:
             f"protocols {_names(config.protocols)} start from different weights; run them apart with -m, or set "
             "model.init"
         )
+    if config.mode == Mode.observe and config.train.inline_leaps:
+        if len({str(protocol.inline_leaps) for protocol in config.protocols.values()}) > 1:
+            raise ConfigError(
+                f"protocols {_names(config.protocols)} leap differently while they train; run them apart with -m, or "
+                "set train.inline_leaps=false"
+            )
+        leaps = config.inline_leaps
+        if leaps is not None and config.train.interval <= leaps.K:
+            raise ConfigError(
+                f"inline_leaps.K={leaps.K} of protocol={next(iter(config.protocols))} must be below "
+                f"train.interval={config.train.interval}, or a leap would pass the next snapshot; raise train.interval"
+            )
 
 
 def _names(mapping: dict[str, Any]) -> str:

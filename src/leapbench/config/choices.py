@@ -59,6 +59,20 @@ class ScheduleName(StrEnum):
     wsd = auto()
 
 
+class FloorForm(StrEnum):
+    """interpolated: the cosine ends at the floor. clamped: it falls to 0 and is held at the floor."""
+
+    interpolated = auto()
+    clamped = auto()
+
+
+class WarmupBegins(StrEnum):
+    """Where the warm-up's line starts: before the first step, or with it."""
+
+    before = auto()
+    at = auto()
+
+
 class Storage(StrEnum):
     """How a snapshot is stored."""
 
@@ -89,6 +103,13 @@ class Cosine(StrEnum):
     per_probe = auto()
 
 
+class Probes(StrEnum):
+    """What a language model's fingerprint is taken on: held-out sequences, or the published prompts."""
+
+    held_out = auto()
+    prompts = auto()
+
+
 class CascadeForm(StrEnum):
     """The paper's chains of predictions, or the code's predictions with training in between."""
 
@@ -96,11 +117,25 @@ class CascadeForm(StrEnum):
     train = auto()
 
 
+class LandscapeForm(StrEnum):
+    """Slope and curvature at the start, per displacement; or over the whole of it, per unit of its norm."""
+
+    tangent = auto()
+    secant = auto()
+
+
 class Thresholds(StrEnum):
     """Where the regimes' thresholds come from."""
 
     published = auto()
     calibrated = auto()
+
+
+class LeapAt(StrEnum):
+    """When to propose: at an interval's end, before the evaluation, or at the next one's start, after it."""
+
+    end = auto()
+    start = auto()
 
 
 class BuffersAfterLeap(StrEnum):
@@ -115,6 +150,13 @@ class PaceName(StrEnum):
 
     none = auto()
     pdt = auto()
+
+
+class FirstWeights(StrEnum):
+    """The distribution of a vision transformer's first weights: that of transformers, or torchvision's."""
+
+    transformers = auto()
+    torchvision = auto()
 
 
 class LoggerName(StrEnum):

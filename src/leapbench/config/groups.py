@@ -12,18 +12,24 @@ from leapbench.config.choices import (
     BuffersAfterLeap,
     CascadeForm,
     Cosine,
+    FirstWeights,
+    FloorForm,
     Init,
+    LandscapeForm,
+    LeapAt,
     Loading,
     LrFrom,
     PaceName,
     Pooling,
     Precision,
+    Probes,
     ScheduleName,
     SequenceLayout,
     Source,
     Storage,
     Thresholds,
     WandbMode,
+    WarmupBegins,
 )
 from leapbench.names import Gate, HistoryAfterLeap, MomentsAfterLeap, RuleName
 
@@ -46,6 +52,7 @@ class ModelConfig:
     model_type: str = MISSING
     init: Init | None = None
     pretrained: str | None = None
+    first_weights: FirstWeights = FirstWeights.transformers
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -118,7 +125,10 @@ class ScheduleConfig:
     name: ScheduleName = MISSING
     warmup: int = bounded(0, least=0)
     warmup_from: float = share()
+    warmup_begins: WarmupBegins = WarmupBegins.before
     floor: float = share()
+    floor_form: FloorForm = FloorForm.interpolated
+    every: int = bounded(1, least=1)
     decay: float = share()
     restart_at: int | None = bounded(None, least=1)
     restart: float | None = share(None)
@@ -138,21 +148,32 @@ class FingerprintConfig:
 
     pooling: Pooling = Pooling.masked_mean
     cosine: Cosine = Cosine.concatenated
+    probes: Probes = Probes.held_out
+
+
+@dataclass
+class InlineLeapsConfig:
+    """Leaps that the published code makes while it trains what it observes."""
+
+    predictor: str = MISSING
+    K: int = bounded(least=1)
 
 
 @dataclass
 class AdaptiveConfig:
-    """The rule `adaptive`: checkpoints behind sigma; "all" uses every one."""
+    """The rule `adaptive`: checkpoints behind sigma, "all" uses every one; <= instead of <."""
 
     sigma_over: Any = 5
+    inclusive: bool = True
 
 
 @dataclass
 class ProximityConfig:
-    """The rule `proximity`: tolerance as a share of the loss."""
+    """The rule `proximity`: tolerance as a share of the loss; <= instead of <."""
 
     tolerance: float = bounded(0.05, least=0)
     two_sided: bool = True
+    inclusive: bool = True
 
 
 @dataclass
@@ -174,6 +195,8 @@ class ProtocolConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
     pad_in_loss: bool = False
     cascade: CascadeForm = CascadeForm.chain
+    landscape: LandscapeForm = LandscapeForm.tangent
+    inline_leaps: InlineLeapsConfig | None = None
     init: Init = Init.scratch
 
 
@@ -187,7 +210,7 @@ class RegimeConfig:
     tau_high: list[float] | None = None
     tau_low: list[float] | None = None
     confirm: int = bounded(2, least=1)
-    probes: int = bounded(100, least=1)
+    probes: Any = 100
     probe_tokens: int = bounded(128, least=2)
     by_protocol: dict[str, Any] = field(default_factory=dict)
 
@@ -202,12 +225,14 @@ class TrainConfig:
     grad_clip: float | None = bounded(1.0)
     precision: Precision = Precision.float32
     compile: bool = False
+    inline_leaps: bool = False
 
 
 @dataclass
 class LeapConfig:
     """mode=leap: when to propose, what to accept, and what happens to the rest of the state."""
 
+    at: LeapAt = LeapAt.end
     gate: Gate = Gate.any
     rule: RuleName = RuleName.strict
     burn_in: int = bounded(0, least=0)
@@ -228,6 +253,7 @@ class VerifyConfig:
 
     sequences: int = bounded(least=1)
     batch_size: int = bounded(least=1)
+    checkpoints: int | None = bounded(None, least=1)
     resample: bool = True
 
 

@@ -21,7 +21,9 @@ from leapbench.config.tuned import TUNED, tuned_lr
 from leapbench.names import BASELINE, CONTROLS, PROJECT, Mode
 
 # Quantities in steps that may be written "N epochs".
-IN_EPOCHS = ("train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at")
+IN_EPOCHS = (
+    "train.steps", "train.interval", "eval.every", "schedule.warmup", "schedule.restart_at", "schedule.every",
+)  # fmt: skip
 EPOCHS = re.compile(r"(\d+) epochs?")
 # Tokenizers that are no name of the hub's or of a folder.
 TRAINED_HERE = ("byte", "bpe")

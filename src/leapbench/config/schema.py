@@ -13,6 +13,7 @@ from omegaconf import MISSING
 from leapbench.config.choices import (
     Init,
     LoggerName,
+    Probes,
     SequenceLayout,
     Stale,
 )
@@ -21,6 +22,7 @@ from leapbench.config.groups import (
     CheckpointConfig,
     DatasetConfig,
     EvalConfig,
+    InlineLeapsConfig,
     LandscapeConfig,
     LeapConfig,
     ModelConfig,
@@ -99,14 +101,29 @@ class RunConfig:
         return self.dataset.layout == SequenceLayout.padded and self.protocol.pad_in_loss
 
     @property
+    def inline_leaps(self) -> InlineLeapsConfig | None:
+        """The leaps of a training that is observed; None in mode=leap, which has its own."""
+        active = self.mode == Mode.observe and self.train.inline_leaps
+        return self.protocol.inline_leaps if active else None
+
+    def probes_of(self, protocol: str) -> Probes:
+        """What the fingerprint of one of the run's protocols is taken on; for images always held-out ones."""
+        if self.dataset.image is not None:
+            return Probes.held_out
+        if self.regime.probes == Probes.prompts:
+            return Probes.prompts
+        return self.protocols[protocol].fingerprint.probes
+
+    @property
     def idle_keys(self) -> tuple[str, ...]:
         """Keys that such a run never reads, so that they do not change its id."""
         unused = () if self.wrapper.name != NONE else ("wrapper",)
         if self.mode == Mode.observe:
             return (*unused, "leap", "verify.resample")
+        unused = (*unused, "train.inline_leaps", "verify.checkpoints", "cascade", "landscape")
         if not self.predictors:
-            return (*unused, "leap", "verify.resample", "cascade", "landscape", "regime", "K")
-        return (*unused, "cascade", "landscape", *(() if self.gated else ("regime",)))
+            return (*unused, "leap", "verify.resample", "regime", "K")
+        return (*unused, *(() if self.gated else ("regime",)))
 
     @property
     def gated(self) -> bool:
@@ -129,8 +146,11 @@ class RunConfig:
     def training(self) -> dict[str, Any]:
         """The part of `science` that decides the trajectory of an untouched training."""
         science = self.science()
-        keys = ("model", "dataset", "optimizer", "wrapper", "schedule", "train", "seed")
+        keys: tuple[str, ...] = ("model", "dataset", "optimizer", "wrapper", "schedule", "train", "seed")
         science["optimizer"].pop("lr_from")
+        # Leaps in the training depend on what decides about them.
+        science["train"].pop("inline_leaps", None)
+        keys += ("protocols", "regime", "verify") if self.inline_leaps else ()
         return {key: science[key] for key in keys if key in science} | {
             "init": self.init,
             "pad_in_loss": self.pad_in_loss,

@@ -26,6 +26,7 @@ from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
 from leapbench.config.remarks import remark
 from leapbench.data.corpus import Corpus
+from leapbench.data.prompts import prompts
 from leapbench.data.tokenize import Tokenizer, batches, identity
 from leapbench.names import SPLITS, TRAIN
 from leapbench.records.files import read_object, whole
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 SOURCES = {Source.stdlib: "stdlib", Source.text_files: "text_files", Source.hub: "hub"}
 IMAGE_SOURCES = {Source.digits: "digits", Source.hub: "hub_images"}
 WAIT_S = 0.5  # seconds between two checks of a cache that another process is making
-VERSION = 1  # to be raised when the same corpus and tokenizer would give other sequences
+VERSION = 2  # to be raised when the same corpus and tokenizer would give other content
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ class Tokens:
 class TextSplits:
     """A data set: training may use `train`, methods may look at `verification`, only the scorer at `validation`.
 
-    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content.
+    Ids are below `vocab_size`; `pad_id` fills padded sequences; `sha256` is that of the source's content; `prompts` are
+    the token ids of :func:`leapbench.data.prompts.prompts`.
     """
 
     train: Tokens
@@ -74,6 +76,15 @@ class TextSplits:
     vocab_size: int
     pad_id: int
     sha256: str
+    prompts: list[list[int]]
+
+    def prompt_batch(self, tokens: int) -> dict[str, torch.Tensor]:
+        """All prompts, cut to `tokens` and filled up to the longest: `input_ids` and `attention_mask`, int64."""
+        kept = [ids[:tokens] for ids in self.prompts]
+        longest = max(map(len, kept))
+        filled = [ids + [self.pad_id] * (longest - len(ids)) for ids in kept]
+        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in kept]
+        return {"input_ids": torch.tensor(filled), "attention_mask": torch.tensor(mask)}
 
 
 def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
@@ -81,7 +92,8 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
 
     packed: documents joined by the tokenizer's separator and cut into sequences of `cfg.tokens`; the rest is dropped.
     padded: one document is one sequence, truncated and filled up to `cfg.tokens`.
-    Documents of no more than `cfg.min_characters` characters are left out. Several processes may load at once.
+    Documents of no more than `cfg.min_characters` characters, white space at their ends not counted, are left out.
+    Several processes may load at once.
 
     Raises:
         ConfigError: one line, for a source or tokenizer that cannot be loaded, a split without a single sequence, or a
@@ -109,7 +121,7 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
         finally:
             lock.release()
     meta = read_object(folder / "meta.json", f"delete {folder}, and it is made again") or {}
-    if not {"dtype", "vocab_size", "pad_id"} <= meta.keys():
+    if not {"dtype", "vocab_size", "pad_id", "prompts"} <= meta.keys():
         raise ConfigError(f"{folder} is damaged; delete it, and it is made again")
     if meta.get("remark"):
         remark(f"dataset.path={cfg.path}: {meta['remark']}")
@@ -117,7 +129,9 @@ def load(cfg: DatasetConfig, cache_dir: Path) -> TextSplits:
         train, verification, validation = (_open(folder / split, meta["dtype"], cfg) for split in SPLITS)
     except (OSError, ValueError):
         raise ConfigError(f"{folder} is damaged; delete it, and it is made again") from None
-    return TextSplits(train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256)
+    return TextSplits(
+        train, verification, validation, meta["vocab_size"], meta["pad_id"], corpus.sha256, meta["prompts"]
+    )
 
 
 def load_images(cfg: DatasetConfig, cache_dir: Path) -> ImageSplits:
@@ -177,6 +191,7 @@ def _build(
             "pad_id": tokenizer.pad_id,
             "dtype": np.dtype(tokenizer.dtype).name,
             "remark": corpus.remark(),
+            "prompts": [[int(token) for token in ids] for ids in tokenizer.encode(prompts())],
         }
         (draft / "meta.json").write_text(json.dumps(meta))
 

@@ -34,6 +34,14 @@ class Corpus:
     remark: Callable[[], str] = str
 
 
+def is_long_enough(text: str, min_characters: int) -> bool:
+    """Whether a document has more characters than this, white space at its ends not counted; 0 drops empty ones alone.
+
+    Leap+Verify's code (arXiv:2602.19580) keeps the lines of more than 50 so counted.
+    """
+    return len(text.strip() if min_characters else text) > min_characters
+
+
 def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[str], Iterator[str]]:
     """Assign (name, text) documents to the splits, 90 / 5 / 5.
 

@@ -17,7 +17,7 @@ from huggingface_hub.utils import get_session
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.corpus import HELD_OUT, Corpus, first_line, hash_files, rows
+from leapbench.data.corpus import HELD_OUT, Corpus, first_line, hash_files, is_long_enough, rows
 from leapbench.names import TRAIN, VALIDATION
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
 
     def documents(files: list[Path]) -> Iterator[str]:
         texts = chain.from_iterable(rows(file, cfg.text_column) for file in files)
-        return (text for text in texts if len(text) > cfg.min_characters)
+        return (text for text in texts if is_long_enough(text, cfg.min_characters))
 
     @cache
     def first_held_out() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.corpus import Corpus, split_by_name, walk
+from leapbench.data.corpus import Corpus, is_long_enough, split_by_name, walk
 
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}  # folders that are not the library's own
 
@@ -35,7 +35,7 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         except UnicodeDecodeError:
             continue
         total.update(name.encode() + b"\0" + len(content).to_bytes(8) + content)
-        if len(text) > cfg.min_characters:
+        if is_long_enough(text, cfg.min_characters):
             documents.append((name, text))
     if not documents:
         raise ConfigError(f"{folder} holds no .py files; set dataset.path to a Python library folder, or leave it null")

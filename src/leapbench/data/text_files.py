@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
-from leapbench.data.corpus import READERS, Corpus, Split, hash_files, not_utf8, rows, walk
+from leapbench.data.corpus import READERS, Corpus, Split, hash_files, is_long_enough, not_utf8, rows, walk
 
 SUFFIXES = (".txt", *READERS)
 
@@ -40,7 +40,7 @@ def open_corpus(cfg: DatasetConfig) -> Corpus:
         for file in files:
             name = file.relative_to(folder).as_posix()
             for row, text in enumerate(_texts(file, cfg.text_column)):
-                if len(text) > cfg.min_characters:
+                if is_long_enough(text, cfg.min_characters):
                     yield f"{name}:{row}", text
 
     split = Split(documents)

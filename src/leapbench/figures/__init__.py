@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
-from leapbench.figures.prediction import acceptance, catastrophe, distance
+from leapbench.figures.prediction import acceptance, catastrophe, distance, skill
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.names import JUDGED, PROJECT, Status
@@ -59,6 +59,7 @@ def write_figures(
                 figures["momentum_catastrophe"] = catastrophe(
                     select(frames["momentum_catastrophe"]), published.momentum, name
                 )
+            figures["skill"] = skill(select(scored), name)
             figures["distance"] = distance(select(scored), name)
             figures["landscape"] = landscape(select(suite.landscape), name)
             paths += _save(figures, name, folder)

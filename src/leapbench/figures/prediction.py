@@ -21,6 +21,7 @@ from leapbench.figures.style import (
 )
 from leapbench.tables.acceptance import REGIMES, distance_ratio
 from leapbench.tables.extrapolation import CALM
+from leapbench.tables.skill import skill_of
 
 RULE_WORDS = {
     "strict": "strict: predicted loss below the current one",
@@ -91,7 +92,9 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
         with_interval(ax, cells["K"].to_numpy(dtype=float), cells, colour, marker, "-")
         mark_at_top(ax, cells.loc[cells["nonfinite_pct"] > 0, "K"].to_numpy(), colour)
         handles.append(Line2D([], [], color=colour, marker=marker, ms=5, label=f"momentum, protocol {protocol}"))
-    for model, marker in (("gpt2-124m", "o"), ("qwen2.5-1.5b", "s")):
+    regime = regime_rows["regime"].iloc[0]
+    # The published ratios are of the calm checkpoints.
+    for model, marker in (("gpt2-124m", "o"), ("qwen2.5-1.5b", "s")) if regime == CALM else ():
         cells = published[published["model"] == model]
         ax.plot(cells["K"], cells["ratio"], color="#555555", ls=":", marker=marker, mfc="white", ms=6)
         handles.append(Line2D([], [], color="#555555", ls=":", marker=marker, mfc="white", label=f"published, {model}"))
@@ -103,9 +106,41 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_xlabel("K [steps]")
     ax.set_ylabel("predicted loss / loss now")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    regime = regime_rows["regime"].iloc[0]
     figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}, n = {int(rows['n_seeds'].max())} seeds, "
                     "bars: 95 % bootstrap interval")  # fmt: skip
+    return figure
+
+
+def skill(scored: pd.DataFrame, name: str) -> Figure | None:
+    """What the candidates gain over what training gains: median and quartiles against K, linear between -1 and 1."""
+    rows = scored.assign(value=skill_of(scored), nonfinite=scored["loss_pred_nats"].isna())
+    if not rows["value"].notna().any():
+        return None
+    protocols, predictors, horizons = protocols_of(rows), predictors_of(rows), sorted(rows["K"].unique())
+    figure, axes = grid(1, len(protocols), 3.5, 3.6, sharey=False)
+    shift, styles = 0.4 / max(1, len(predictors) - 1), predictor_styles(predictors)
+    for ax, protocol in zip(axes[0], protocols, strict=True):
+        ax.set_yscale("symlog", linthresh=1)
+        ax.axhline(1, color="#555555", ls=":", lw=1.2)
+        for i, predictor in enumerate(predictors):
+            group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            quartiles = group.groupby("K")["value"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
+            colour, marker = styles[predictor]
+            if predictor == "persistence":
+                ax.axhline(0, color=colour, ls="--", lw=1.2)
+                continue
+            ax.plot(x, quartiles[0.5], color=colour, marker=marker, ms=4.5)
+            ax.vlines(x, quartiles[0.25], quartiles[0.75], color=colour, lw=1.1)
+            nonfinite = group.groupby("K")["nonfinite"].any().reindex(quartiles.index)
+            mark_at_top(ax, x[nonfinite.to_numpy(dtype=bool)], colour)
+        ax.set_xticks(range(len(horizons)), [str(K) for K in horizons])
+        ax.set_title(protocol)
+        ax.set_xlabel("K [steps]")
+    axes[0, 0].set_ylabel("skill: gained by the candidate / by training")
+    predictor_legend(figure, predictors, Line2D([], [], color="#555555", ls=":", label="training on"))
+    figure.suptitle(f"Skill: {name}\nmedian over checkpoints, bars: quartiles, n = {rows['seed'].nunique()} seeds; "
+                    "linear between -1 and 1")  # fmt: skip
     return figure
 
 

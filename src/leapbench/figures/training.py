@@ -37,8 +37,8 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
         top.axvspan(start, start + width, color=REGIME_COLOUR[regime], lw=0)
     for (seed, _), rows in losses.groupby(["seed", "trajectory"]):
         bold = seed == seeds[0]
-        rows = rows.sort_values("step")
-        top.plot(rows["step"], rows["loss_nats"], color="#222222" if bold else "#777777", lw=1.8 if bold else 0.7,
+        rows = rows.sort_values("position")
+        top.plot(rows["position"], rows["loss_nats"], color="#222222" if bold else "#777777", lw=1.8 if bold else 0.7,
                  alpha=1 if bold else 0.6, zorder=3 if bold else 2)  # fmt: skip
     top.set_ylabel("verification loss [nats]")
     gap = len(seeds) + 1.5

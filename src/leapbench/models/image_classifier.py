@@ -7,11 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from leapbench.config.choices import Init
+from leapbench.config.choices import FirstWeights, Init
 from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ModelConfig
 from leapbench.models.convnets import FCN, AlexNet
 from leapbench.models.seeded import seeded
+from leapbench.models.torchvision_vit import draw_first_weights
 
 CONVNETS: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
 USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
@@ -31,6 +32,10 @@ def build_image_classifier(
         raise ConfigError(f"model={cfg.name} has no pretrained weights; use model.init=scratch")
     if cfg.config.get("num_labels", classes) < classes:
         raise ConfigError(f"model.config.num_labels={cfg.config['num_labels']} is below the data's {classes} classes")
+    if cfg.first_weights == FirstWeights.torchvision and cfg.model_type != "vit":
+        raise ConfigError(
+            f"model.first_weights=torchvision is for model.model_type=vit, not {cfg.model_type}; use transformers"
+        )
     shape = {"num_channels": channels, "num_labels": classes}
     try:
         with seeded(seed):
@@ -38,6 +43,8 @@ def build_image_classifier(
                 model = CONVNETS[cfg.model_type](**shape | cfg.config)
             else:
                 model = _of_transformers(cfg, shape, size)
+            if cfg.first_weights == FirstWeights.torchvision:
+                draw_first_weights(model)
         if (device := next(model.parameters()).device).type != "meta":
             with torch.no_grad():  # one black image, for the errors of shapes that do not fit
                 model.eval()(pixel_values=torch.zeros(1, channels, size, size, device=device))

@@ -182,12 +182,13 @@ class Ring:
 
     def load_state_dict(self, snapshots: list[dict[str, Any]], device: torch.device) -> None:
         """Take over the snapshots of a checkpoint; `device` is where the weights are."""
+        self._snapshots = [self.restored(saved, device) for saved in snapshots]
+
+    def restored(self, saved: dict[str, Any], device: torch.device) -> Snapshot:
+        """A snapshot out of a checkpoint, where this ring's are kept."""
         place = self.device or device
-
-        def on_device(value: Any) -> Any:
-            return value.to(place) if isinstance(value, Tensor) else value
-
-        self._snapshots = [Snapshot(**{key: on_device(value) for key, value in saved.items()}) for saved in snapshots]
+        placed: dict[str, Any] = {key: v.to(place) if isinstance(v, Tensor) else v for key, v in saved.items()}
+        return Snapshot(**placed)
 
     def _take_moments(self) -> tuple[Tensor | None, Tensor | None]:
         """The vectors of the oldest snapshot with moments, if as many as allowed have them."""

@@ -19,17 +19,26 @@ def strict(loss_pred: ArrayLike, loss_now: ArrayLike) -> NDArray[np.bool_]:
     return np.less(loss_pred, loss_now)
 
 
-def adaptive(loss_pred: ArrayLike, loss_now: ArrayLike, sigma: ArrayLike) -> NDArray[np.bool_]:
-    """Lhat <= L_t + sigma, sigma the spread of verification losses, nats. Never a loss that is not finite."""
-    return np.less_equal(loss_pred, np.add(loss_now, sigma)) & np.isfinite(loss_pred)
+def adaptive(loss_pred: ArrayLike, loss_now: ArrayLike, sigma: ArrayLike, inclusive: bool = True) -> NDArray[np.bool_]:
+    """Lhat <= L_t + sigma, sigma the spread of verification losses, nats. Never a loss that is not finite.
+
+    Args:
+        inclusive: False for the paper's <.
+    """
+    below = np.less_equal if inclusive else np.less
+    return below(loss_pred, np.add(loss_now, sigma)) & np.isfinite(loss_pred)
 
 
 def proximity(
-    loss_pred: ArrayLike, loss_now: ArrayLike, tolerance: float = 0.05, two_sided: bool = True
+    loss_pred: ArrayLike,
+    loss_now: ArrayLike,
+    tolerance: float = 0.05,
+    two_sided: bool = True,
+    inclusive: bool = True,
 ) -> NDArray[np.bool_]:
-    """|Lhat - L_t| <= tolerance L_t, or without two_sided Lhat <= (1 + tolerance) L_t."""
-    excess = np.subtract(loss_pred, loss_now)
-    return np.less_equal(np.abs(excess) if two_sided else excess, np.multiply(tolerance, loss_now))
+    """|Lhat - L_t| <= tolerance L_t, or without two_sided Lhat <= (1 + tolerance) L_t; < instead if not inclusive."""
+    below, excess = np.less_equal if inclusive else np.less, np.subtract(loss_pred, loss_now)
+    return below(np.abs(excess) if two_sided else excess, np.multiply(tolerance, loss_now))
 
 
 def sigma_recent(losses: ArrayLike, last: int | str = 5) -> NDArray[np.float64]:
@@ -75,6 +84,7 @@ class Rule:
     tolerance: float = 0.05
     two_sided: bool = True
     sigma_over: int | str = 5
+    inclusive: bool = True
     losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -103,7 +113,7 @@ class Rule:
         if self.name == RuleName.strict:
             return bool(strict(loss_pred, loss_now))
         if self.name == RuleName.adaptive:
-            return bool(adaptive(loss_pred, loss_now, sigma_recent(self.losses, self.sigma_over)[-1]))
+            return bool(adaptive(loss_pred, loss_now, sigma_recent(self.losses, self.sigma_over)[-1], self.inclusive))
         if self.name == RuleName.proximity:
-            return bool(proximity(loss_pred, loss_now, self.tolerance, self.two_sided))
+            return bool(proximity(loss_pred, loss_now, self.tolerance, self.two_sided, self.inclusive))
         return self.name == RuleName.always or (len(self.losses) > 1 and self.losses[-1] < self.losses[-2])

@@ -23,6 +23,11 @@ SCOPES = ("global", "tensor", "group")
 SMALLEST = 1e-7
 # Elements turned into float64 at a time: h = 5 of them stay in a CPU's second cache; on a GPU they take 170 MB.
 CPU_PART, GPU_PART = 1 << 14, 1 << 22
+# What lies outside the blocks of a ViT, as torchvision's first words have it.
+VIT_GROUPS = {
+    "vit.embeddings.cls_token": "class_token", "vit.embeddings.patch_embeddings.": "conv_proj",
+    "vit.embeddings.position_embeddings": "encoder", "vit.layernorm.": "encoder",
+}  # fmt: skip
 LARGEST = float(torch.finfo(torch.float32).max)
 
 
@@ -147,9 +152,13 @@ def group_of(name: str) -> str:
 
     A component of a numbered block (`transformer.h.0.attn`, `vit.layers.11.mlp`, `features.3`), counted from the first
     number in the name (a ResNet's `resnet.encoder.stages.0.layers`, a stage); elsewhere the module below the model's
-    own (`transformer.wte`, `vit.embeddings`, `classifier`). PDT's code does the same for torchvision's ViT, by its
-    names (`encoder.layers.<block>.<component>`, else the first word), and skips a group whose SVD fails.
+    own (`transformer.wte`, `classifier`). PDT's code does the same for torchvision's ViT, by its names
+    (`encoder.layers.<block>.<component>`, else the first word), and skips a group whose SVD fails; a ViT's groups are
+    those of torchvision's names, so that ViT-Huge has its 132.
     """
+    for prefix, group in VIT_GROUPS.items():
+        if name.startswith(prefix):
+            return group
     modules = name.split(".")[:-1]
     for i, module in enumerate(modules):
         if module.isdigit():

@@ -23,8 +23,9 @@ class Momentum(Predictor):
     - `exact`: theta - S (mhat / (sqrt(vhat) + eps) + wd theta), S = sum of the schedule's learning rates over the K
       skipped positions, mhat = m / (1 - beta1^u), vhat = v / (1 - beta2^u).
     - `paper`: theta + K m / (sqrt(v) + eps), as printed: the sign is + and there is no learning rate.
-    - `code`: theta - c K lr m / (sqrt(v) + 1e-8) without bias correction, the best of c in {0.8, 1.0, 1.2} chosen by
-      the same loss that it is scored on; the published code also keeps both moments in float16 (protocol `code`).
+    - `code`: theta - c K lr m / (sqrt(v) + 1e-8) without bias correction, lr that of the last update, the best of c in
+      {0.8, 1.0, 1.2} chosen by the same loss that it is scored on (c = 1 alone where it leaps); for its sweep the
+      published code also keeps both moments in float16 (protocol `code`).
 
     Args:
         form: exact | paper | code.
@@ -50,7 +51,7 @@ class Momentum(Predictor):
         if self.form == "paper":
             return Move(group, step=-float(K), eps=group.eps)
         if self.form == "code":
-            return Move(group, step=K * (group.lr * history.factor_at(position)), eps=1e-8)
+            return code_move(group, K, history.factor_at(position - 1))
         lrs = [group.lr * history.factor_at(position + j) for j in range(K)]
         return corrected(history, group, step=sum(lrs), decay=sum(lrs))
 
@@ -63,6 +64,11 @@ class Move:
     step: float
     eps: float
     decay: float = 0.0
+
+
+def code_move(group: AdamGroup, K: int, factor: float) -> Move:
+    """K steps of the published code, at the schedule's `factor`."""
+    return Move(group, step=K * (group.lr * factor), eps=1e-8)
 
 
 def rules_of(history: History) -> tuple[AdamGroup, ...]:

@@ -20,8 +20,9 @@ COLUMNS = {
     REGIMES: "step protocol similarity regime confirmed tau_low tau_high underflow_share",
     PROPOSALS: "step protocol predictor K regime confirmed loss_now_nats loss_pred_nats loss_true_nats rel_l2_to_true "
     "rel_l2_now_to_true cosine predict_s verify_s status scale",
-    CASCADE: "step protocol predictor depth K link loss_nats loss_now_nats rel_l2_drift status",
-    LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature",
+    CASCADE: "step protocol predictor depth K link loss_nats loss_now_nats loss_pred_nats rel_l2_drift status",
+    LANDSCAPE: "step protocol predictor K fraction loss_nats loss_now_nats directional_derivative curvature "
+    "displacement_l2",
     LEAPS: "step position protocol predictor K rule regime confirmed link loss_now_nats loss_pred_nats predict_s "
     "verify_s adopted changed_share status charged_s",
 }

@@ -17,6 +17,7 @@ from leapbench.tables.leaping import after_leap, leap_overhead
 from leapbench.tables.methods import leaping
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
 from leapbench.tables.render import console, latex, markdown, sections
+from leapbench.tables.skill import skill
 from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
 
 __all__ = [
@@ -35,8 +36,8 @@ __all__ = [
 ]
 
 OBSERVED = (
-    "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "momentum_catastrophe",
-    "consistency", "cascade", "landscape", "protocols",
+    "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "skill",
+    "momentum_catastrophe", "consistency", "cascade", "landscape", "protocols",
 )  # fmt: skip
 LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
 TABLES = (*OBSERVED, *LEAPT)
@@ -72,6 +73,7 @@ def _observe_tables(suite: Suite, published: Published, names: list[str]) -> lis
     frames: dict[str, pd.DataFrame] = {rule: table.frame for rule, table in acceptance_tables.items()}
     makers: dict[str, Callable[[], Table]] = {
         "regime_distribution": lambda: regime_distribution(suite, published),
+        "skill": lambda: skill(suite, scored),
         "momentum_catastrophe": lambda: momentum_catastrophe(suite, scored, published),
         "consistency": lambda: consistency(suite, frames, scored, published),
         "cascade": lambda: cascade(suite),
@@ -96,6 +98,7 @@ def _leap_tables(suite: Suite, published: Published, names: list[str], keep_empt
         "after_leap": lambda: after_leap(leaps),
     }
     proposals = suite.records[LEAPS]
+    proposals = proposals[proposals["run_id"].isin(list(suite.configs))]
     has_content = {
         "time_to_baseline": len(leaps.references.frame) > 0,
         "leap_overhead": len(proposals) > 0,

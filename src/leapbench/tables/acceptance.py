@@ -13,6 +13,8 @@ from leapbench.records.rows import RecordError
 
 ALL = "all"  # checkpoints of every regime
 REGIMES = (Regime.transition, Regime.stable, Regime.chaotic, ALL)
+# Of the rules, as their columns are called while losses are judged.
+PARAMETERS = ["tolerance", "two_sided", "adaptive_inclusive", "proximity_inclusive"]
 CELL = [*TRAINING, "protocol", "predictor", "K"]
 PROTOCOLS = ("exact", "paper", "code")
 FIRST_PREDICTORS = ("linear", "quadratic", "momentum", "momentum_decay", "trend")
@@ -30,12 +32,16 @@ def score(suite: Suite) -> pd.DataFrame:
         run = suite.folder / row["run_id"]
         raise RecordError(f"{run}: no finite verification loss at step {row['step']}, though it has proposals")
     scored["strict"] = strict(predicted, now)
-    scored["adaptive"] = adaptive(predicted, now, scored["sigma_nats"].to_numpy(dtype=float))
-    scored["proximity"] = False
-    for tolerance, two_sided in scored[["tolerance", "two_sided"]].drop_duplicates().itertuples(index=False):
-        mask = ((scored["tolerance"] == tolerance) & (scored["two_sided"] == two_sided)).to_numpy()
-        scored.loc[mask, "proximity"] = proximity(predicted[mask], now[mask], float(tolerance), bool(two_sided))
-    return scored.drop(columns=["sigma_over", "tolerance", "two_sided"])
+    scored["adaptive"] = scored["proximity"] = False
+    sigma = scored["sigma_nats"].to_numpy(dtype=float)
+    for values in scored[PARAMETERS].drop_duplicates().itertuples(index=False):
+        mask = (scored[PARAMETERS] == list(values)).all(axis=1).to_numpy()
+        tolerance, two_sided, adaptive_inclusive, proximity_inclusive = values
+        scored.loc[mask, "adaptive"] = adaptive(predicted[mask], now[mask], sigma[mask], bool(adaptive_inclusive))
+        scored.loc[mask, "proximity"] = proximity(
+            predicted[mask], now[mask], float(tolerance), bool(two_sided), bool(proximity_inclusive)
+        )
+    return scored.drop(columns=["sigma_over", *PARAMETERS])
 
 
 def expected(suite: Suite) -> pd.DataFrame:
@@ -126,7 +132,7 @@ def _as_list(K: Any) -> list[int]:
 
 
 def _rules(suite: Suite, scored: pd.DataFrame) -> pd.DataFrame:
-    """run_id, protocol -> sigma_over (`all` or a count, as text), tolerance, two_sided."""
+    """run_id, protocol -> sigma_over (`all` or a count, as text) and PARAMETERS."""
     rows = []
     for run_id, protocol in scored[["run_id", "protocol"]].drop_duplicates().itertuples(index=False):
         try:
@@ -136,19 +142,22 @@ def _rules(suite: Suite, scored: pd.DataFrame) -> pd.DataFrame:
                     "run_id": run_id, "protocol": protocol, "sigma_over": str(rules["adaptive"]["sigma_over"]),
                     "tolerance": float(rules["proximity"]["tolerance"]),
                     "two_sided": bool(rules["proximity"]["two_sided"]),
+                    "adaptive_inclusive": bool(rules["adaptive"].get("inclusive", True)),
+                    "proximity_inclusive": bool(rules["proximity"].get("inclusive", True)),
                 }
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise RecordError(
                 f"{suite.folder / run_id}/config.yaml: no {error} under science.protocols.{protocol}.rules"
             ) from None
-    return pd.DataFrame(rows, columns=["run_id", "protocol", "sigma_over", "tolerance", "two_sided"])
+    return pd.DataFrame(rows, columns=["run_id", "protocol", "sigma_over", *PARAMETERS])
 
 
 def _sigmas(suite: Suite, rules: pd.DataFrame) -> pd.DataFrame:
     """run_id, step, sigma_over -> sigma_nats, from the run's verification losses."""
     evals = suite.records[EVALS]
-    losses = evals[evals["split"] == VERIFICATION].drop_duplicates(["run_id", "step"]).sort_values(["run_id", "step"])
+    losses = evals[evals["split"] == VERIFICATION].drop(columns="step").rename(columns={"position": "step"})
+    losses = losses.drop_duplicates(["run_id", "step"]).sort_values(["run_id", "step"])
     by_run = dict(iter(losses.groupby("run_id")[["step", "loss_nats"]]))
     parts = []
     for run_id, sigma_over in rules[["run_id", "sigma_over"]].drop_duplicates().itertuples(index=False):

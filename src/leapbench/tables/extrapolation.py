@@ -69,7 +69,8 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measures, *cited, "published_source"]
     header = (
         "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of "
-        f"means; regime {CALM} is what the paper counts; non-finite losses are left out of the means and shown as a "
+        f"means; the paper counts the checkpoints of regime {CALM}, and its ratios stand beside ours of that regime "
+        "alone; non-finite losses are left out of the means and shown as a "
         "share; underflow: share of positive second moments that the stored dtype rounds to 0; "
         f"{seeds_counted(suite)}; {stats.INTERVAL}."
     )
@@ -100,15 +101,19 @@ def cascade(suite: Suite) -> Table:
     by_seed = rows.groupby([*key, "seed"], sort=False).agg(
         loss_nats=("loss_nats", "mean"), loss_now_nats=("loss_now_nats", "mean"),
         loss_true_nats=("loss_true_nats", "mean"), excess_nats=("excess", "mean"),
+        loss_pred_nats=("loss_pred_nats", "mean"),
         rel_l2_drift=("rel_l2_drift", "mean"), nonfinite_pct=("nonfinite", "mean"),
     ).reset_index()  # fmt: skip
-    extra = ["loss_now_nats", "loss_true_nats", "excess_nats", "rel_l2_drift", "nonfinite_pct"]
+    extra = ["loss_now_nats", "loss_true_nats", "excess_nats", "loss_pred_nats", "rel_l2_drift", "nonfinite_pct"]
     frame = _describe(rows, by_seed, key, "loss_nats", extra, _configured_links(suite, key))
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     header = (
         "Loss in nats after each link of a chain of depth predictions of K steps, from confirmed-stable checkpoints; "
         "mean, std and interval of the seeds' means; loss_true and the excess over it where training measured the loss "
-        f"at the step that the link aims at; {seeds_counted(suite)}; {stats.INTERVAL}."
+        "at the step that the link aims at. Drift: relative L2 distance from the checkpoint. As the published code has "
+        "it (protocols code, code_float32): K steps of training after each prediction, whose loss is loss_pred; from "
+        "the 4 checkpoints with the longest run of stable ones; the drift is that of a link's training, from its "
+        f"prediction; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "depth", "K", "link", *NUMBERS, "n_checkpoints", *extra]
     return Table("cascade", "Cascades", frame, header, f"{len(frame)} rows", sections=TRAINING, show=show)
@@ -118,7 +123,7 @@ def _true_losses(suite: Suite) -> pd.DataFrame:
     """run_id, reached (step) -> loss_true_nats: the verification loss wherever it was measured along the training."""
     proposals = suite.proposals.assign(reached=suite.proposals["step"] + suite.proposals["K"])
     evals = suite.evals[suite.evals["split"] == VERIFICATION]
-    evals = evals.rename(columns={"step": "reached", "loss_nats": "loss_true_nats"})
+    evals = evals.rename(columns={"position": "reached", "loss_nats": "loss_true_nats"})
     columns = ["run_id", "reached", "loss_true_nats"]
     return pd.concat([proposals[columns], evals[columns]]).drop_duplicates(columns[:2])
 
@@ -134,8 +139,10 @@ def landscape(suite: Suite) -> Table:
     extra = ["loss_now_nats", "directional_derivative", "curvature"]
     frame = _describe(rows, by_seed, key, "change_nats", extra, None)
     header = (
-        "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature per unit of "
-        f"the fraction; mean, std and interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
+        "Change of the loss in nats at a fraction of the predicted displacement; derivative and curvature at 0, per "
+        "unit of the fraction; as the published code has it (protocols code, code_float32) the secant and the "
+        "curvature over the whole displacement, per unit of its norm, without chaotic checkpoints; mean, std and "
+        f"interval of each seed's mean; {seeds_counted(suite)}; {stats.INTERVAL}."
     )
     show = ["protocol", "predictor", "K", "fraction", *NUMBERS, "n_checkpoints", *extra]
     return Table(

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from leapbench.config.choices import LeapAt
 from leapbench.names import LEAPS, VALIDATION, Status
 from leapbench.prediction.clock import CHARGED
 from leapbench.tables import stats
@@ -120,6 +121,11 @@ def excess_after(leaps: Leaps) -> pd.DataFrame:
     adoptions = adoptions.rename(columns={"step": "steps"}).merge(runs[["run_id", "seed", *ROW]], on="run_id")
     adoptions = adoptions.merge(_baselines(leaps), on="run_id")
     adoptions = adoptions.merge(pd.DataFrame({"after": sorted(_steps_after(leaps))}, dtype="int64"), how="cross")
+    # Where a leap comes at an interval's start, the evaluation at its step came before it.
+    starts = {
+        name for name, science in leaps.suite.configs.items() if science.get("leap", {}).get("at") == LeapAt.start
+    }
+    adoptions = adoptions[(adoptions["after"] > 0) | ~adoptions["run_id"].isin(starts)]
     adoptions["evaluated_at"] = adoptions["steps"] + adoptions["after"]
     validation = leaps.curves.loc[
         leaps.curves["split"] == VALIDATION, ["run_id", "steps", "loss_nats", "charged_steps"]

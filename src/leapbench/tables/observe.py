@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from leapbench.names import JUDGED, Regime, Status
@@ -9,13 +10,14 @@ from leapbench.records.read import TRAINING, Suite
 from leapbench.tables import stats
 from leapbench.tables.acceptance import CELL, REGIMES, expected, in_order, rates
 from leapbench.tables.common import NUMBERS, PUBLISHED, Published, Table, count_cells, seeds_counted, with_published
+from leapbench.tables.render import section_name
 
 DECISION = {
     "strict": "accepted if Lhat < L(t)",
     "adaptive": "accepted if Lhat <= L(t) + sigma; sigma = std of the verification losses the protocol names (5 = "
-    "the last five up to t, all = the whole run)",
+    "the last five up to t, all = the whole run; paper: < where the others have <=)",
     "proximity": "accepted if Lhat is within the protocol's tolerance of L(t) (exact and paper: 5 %, both sides; code: "
-    "0.5 %, above only)",
+    "0.5 %, above only; paper: < where the others have <=)",
 }
 EXTRAS = ["loss_now_nats", "loss_pred_nats", "loss_true_nats", "rel_l2_to_true", "distance_ratio"]
 KINDS = (Regime.chaotic, Regime.transition, Regime.stable, Regime.unknown)
@@ -64,8 +66,34 @@ def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Publish
     )
     return Table(
         f"acceptance_{rule}", f"Acceptance, {rule} rule", frame, header, count_cells(per_seed), across="K",
-        percent=True, compact="all", per_seed=per_seed,
+        percent=True, compact="all", per_seed=per_seed, remarks=_inline_remarks(suite, frame),
     )  # fmt: skip
+
+
+def _inline_remarks(suite: Suite, frame: pd.DataFrame) -> dict[str, list[str]]:
+    """Section -> where the published rates of momentum that are the same at every K most likely come from."""
+    leaping = {name for name, science in suite.configs.items() if science["train"].get("inline_leaps")}
+    runs = suite.runs.assign(leaps=suite.runs["run_id"].isin(leaping))
+    remarks: dict[str, list[str]] = {}
+    stable = frame[(frame["protocol"] == "code") & (frame["regime"] == Regime.stable)]
+    momentum = stable[(stable["predictor"] == "momentum") & (stable["published_mean"] > 0)]
+    for values, cells in momentum.groupby([*TRAINING, "protocol"], sort=False):
+        key = dict(zip([*TRAINING, "protocol"], values, strict=True))
+        same = cells[cells["published_mean"] == cells["published_mean"].mode()[0]].sort_values("K")
+        if len(same) < 3:
+            continue
+        own = runs[np.logical_and.reduce([runs[column] == key[column] for column in TRAINING])]
+        horizons = ", ".join(map(str, same["K"]))
+        remarks[section_name(key)] = [
+            f"Published for momentum in `stable`: {same['published_mean'].iloc[0]:g} % at K = {horizons} alike. Most "
+            "likely no prediction succeeded there: while it trains GPT-2, the published code adopts momentum at K = 5 "
+            "at confirmed-stable checkpoints whose loss it lowers, zeroes the moments, and stores the weights from "
+            "after that leap with the loss from before it. Out of zero moments momentum predicts no change at any K, "
+            "which is accepted at every K. The training of this section "
+            + ("makes those leaps" if own["leaps"].any() else "makes no such leaps")
+            + f" (`train.inline_leaps={str(bool(own['leaps'].any())).lower()}`)."
+        ]
+    return remarks
 
 
 def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -85,7 +113,7 @@ def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd
         n_proposals=("proposals", "sum"), **{name: (name, "mean") for name in EXTRAS}
     )
     frame = cells.merge(numbers, on=BY_REGIME, how="left").merge(totals.reset_index(), on=BY_REGIME, how="left")
-    frame = frame.merge(_checkpoints(suite), on=[*TRAINING, "protocol", "regime"], how="left")
+    frame = frame.merge(checkpoints(suite), on=[*TRAINING, "protocol", "regime"], how="left")
     delivered = seed_rates[CELL].drop_duplicates().assign(delivered=True)
     has_rates = frame[CELL].merge(delivered, on=CELL, how="left")["delivered"].notna()
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
@@ -153,7 +181,7 @@ def _configured_regimes(suite: Suite) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*TRAINING, "protocol", "regime"]).astype({"lr": float}).drop_duplicates()
 
 
-def _checkpoints(suite: Suite) -> pd.DataFrame:
+def checkpoints(suite: Suite) -> pd.DataFrame:
     """Checkpoints of completed runs by workload, protocol and regime, `all` included."""
     key = [*TRAINING, "protocol", "regime"]
     rows = suite.regimes[key]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leapbench.config.choices import PaceName
 from leapbench.names import LEAPS, VALIDATION, VERIFICATION, Status
 from leapbench.prediction.clock import CHARGED
 from leapbench.records.read import Suite
@@ -26,18 +27,15 @@ from leapbench.tables.methods import (
     References,
     leaping,
     methods,
+    of_workload,
     references,
     workload_name,
 )
 from leapbench.tables.numbers import MISSING, interval, number, summarised
+from leapbench.tables.published_pdt import pdt_remarks, with_published_pdt
 from leapbench.tables.targets import DEFINITIONS, QUANTITIES, best_of, curves, paired, time_to_target
 
 NAME = "time_to_baseline"
-PDT_AS = {
-    "fcn": "fcn", "fcn_small": "fcn", "alexnet": "alexnet", "alexnet_small": "alexnet", "resnet50": "resnet50",
-    "resnet_small": "resnet50", "vit_base": "vit_base", "vit_small": "vit_base", "vit_huge": "vit_huge",
-}  # fmt: skip
-CITED = {"pdt_loss_total": "reduction_loss_pct", "pdt_accuracy": "reduction_acc_pct"}
 DIGITS = (
     "digits is small: 1,797 handwritten digits of 8x8 pixels, upsampled. Every network fits it in seconds, one of its "
     "few hundred validation images moves the accuracy by a third of a percent, and an epoch is a few dozen steps. It "
@@ -48,6 +46,7 @@ MEASURED = (
     "final_validation_nats", "best_validation_nats", "final_accuracy_pct", "best_accuracy_pct", "overhead_pct",
     "leaps_proposed", "leaps_adopted", "changed_pct",
 )  # fmt: skip
+ALMOST = 0.99  # of the loss of chance: held-out samples are small
 COUNTS = ("leaps_proposed", "leaps_adopted", "changed_pct")
 
 
@@ -87,10 +86,13 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
     frame = _grid(leaps).merge(_over_seeds(cells), on=[*ROW, "reference", "definition"], how="left")
     frame[["n_seeds", "reached"]] = frame[["n_seeds", "reached"]].fillna(0).astype(int)
     frame = frame.merge(_measurements(leaps), on=ROW, how="left")
-    frame = _with_published(frame, published.pdt)
+    frame = with_published_pdt(frame, published.pdt)
+    frame["chance_nats"] = _chance(leaps, frame)
     remarks = {}
+    paces = {science.get("leap", {}).get("scheduler", PaceName.none) for science in leaps.suite.configs.values()}
     for workload in leaps.rows[WORKLOAD].drop_duplicates().to_dict("records"):
         lines = list(leaps.references.remarks[tuple(workload.values())])
+        lines += pdt_remarks(of_workload(frame, workload), paces, published.pdt)
         remarks[workload_name(workload)] = [*lines, DIGITS] if workload["dataset"] == "digits" else lines
     seeds = leaps.runs.loc[leaps.runs["status"] == Status.completed, "seed"].nunique()
     header = (
@@ -202,20 +204,13 @@ def laps_of(leaps: Leaps) -> pd.DataFrame:
     return rows[[*ROW, "seed", "charged_s", *(f"{lap}_pct" for lap in CHARGED)]]
 
 
-def _with_published(frame: pd.DataFrame, pdt: pd.DataFrame) -> pd.DataFrame:
-    """PDT's published reductions, percent, beside the rows of `pdt` as published."""
-    cited = pdt.rename(columns={"model": "published_model", "source": "published_source"})
-    cited = cited.melt(["published_model", "published_source"], list(CITED.values()), "column", "published_pct")
-    cited["definition"] = cited.pop("column").map({column: name for name, column in CITED.items()})
-    keyed = frame.assign(published_model=frame["model"].map(PDT_AS).where(as_published(frame)))
-    joined = keyed.merge(cited, on=["published_model", "definition"], how="left")
-    return joined.assign(published_model=joined["published_model"].where(joined["published_pct"].notna()))
-
-
-def as_published(frame: pd.DataFrame) -> pd.Series:
-    """Which rows are PDT as its numbers were made: the code's mask, both halves of it, adopted without verification."""
-    as_coded = [{"variant=code", "mode=both"} <= set(str(options).split()) for options in frame["options"]]
-    return (frame["predictor"] == "pdt") & (frame["rule"] == "always") & np.array(as_coded, dtype=bool)
+def _chance(leaps: Leaps, frame: pd.DataFrame) -> pd.Series:
+    """The loss of a network that knows nothing, ln(classes), per row of images; NaN for texts."""
+    classes = {}
+    for name, dataset in leaps.runs[["run_id", "dataset"]].itertuples(index=False):
+        image = leaps.suite.configs[name]["dataset"].get("image") or {}
+        classes[dataset] = image.get("classes", np.nan)
+    return frame["dataset"].map(classes).astype(float).map(np.log)
 
 
 def _summary(frame: pd.DataFrame, cells: pd.DataFrame) -> str:
@@ -235,6 +230,13 @@ def ratio(cell: Mapping[Hashable, Any] | None, quantity: str, brief: bool = Fals
     if cell["reached"] < cell["n_seeds"]:
         return f"not reached ({cell['reached']} of {cell['n_seeds']})"
     return interval(cell, f"{quantity}_ratio", brief)
+
+
+def _best_loss(cell: Mapping[Hashable, Any], brief: bool) -> str:
+    """The mean over seeds; of a method or control that was never better than chance, that it diverges."""
+    text = interval(cell, "best_validation_nats", brief)
+    learned_nothing = cell["best_validation_nats"] > ALMOST * cell["chance_nats"]
+    return f"diverges: {text}" if learned_nothing and cell["kind"] != "baseline" else text
 
 
 def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
@@ -265,7 +267,7 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
         if images:
             line["pdt accuracy"] = ratio(cells["pdt_accuracy", main], "charged_steps", brief)
             line["best accuracy [%]"] = interval(first, "best_accuracy_pct", brief)
-        line["best validation loss"] = interval(first, "best_validation_nats", brief)
+        line["best validation loss"] = _best_loss(first, brief)
         body.append(line)
     cited = part[part["reference"].isin(MAIN) & part["published_pct"].notna()].drop_duplicates("definition")
     if len(cited):

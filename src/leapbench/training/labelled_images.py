@@ -55,6 +55,10 @@ class LabelledImages:
         """All of it."""
         return batch
 
+    def prompts(self) -> Batch:
+        """There are none."""
+        raise AssertionError("images are probed with held-out images")
+
     def hidden(self, model: nn.Module, batch: Batch) -> Tensor:
         """Pooled features, (B, 1, d)."""
         return final_features(model, batch["pixel_values"])[:, None]

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from leapbench.config.choices import BuffersAfterLeap
-from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime
+from leapbench.config.choices import BuffersAfterLeap, LeapAt
+from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime, RuleName
 from leapbench.prediction.leap import Leap
 from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.proposal import Proposal
 from leapbench.prediction.rules import Rule
 from leapbench.training.mode import Parts
 from leapbench.training.pace import PACES
-from leapbench.training.parts import build_detector, build_predictors, unusable
+from leapbench.training.parts import build_detector, build_predictors, unscaled, unusable
 from leapbench.training.scores import DivergedError
 
 
@@ -39,7 +39,16 @@ class Leaping(Parts):
         predictors = build_predictors(config, config.protocol, self.skipped)
         self.leap = self._leap(*predictors.popitem()) if predictors else None
         self.detector = build_detector(config, self.protocol) if config.gated and self.leap else None
+        self.at_start = config.leap.at == LeapAt.start
+        if self.leap is not None and self.at_start:
+            self.leap.snapshot()
+        self.evaluated: int | None = None  # the step whose evaluation came before its proposal
         self.pace = PACES[config.leap.scheduler](config.horizons[0], config.leap.every, config.train.interval)
+
+    def updates_in_interval(self, step: int, position: int) -> int:
+        """See :class:`leapbench.training.mode.Mode`: an interval is a number of updates."""
+        interval = self.config.train.interval
+        return 0 if step % interval else interval
 
     def after_step(self, step: int, position: int, mean_loss: float | None) -> int:
         """See :class:`leapbench.training.mode.Mode`; an adoption moves the position."""
@@ -47,7 +56,13 @@ class Leaping(Parts):
             return position
         self.clock.enter("other")
         self.scores.interval(step, position, mean_loss)
+        position = self._after_interval(step, position)
+        # As in PDT's trainers, which set the pace at the end of an epoch, after its prediction.
         self.pace.after_interval(mean_loss)
+        return position
+
+    def _after_interval(self, step: int, position: int) -> int:
+        """Snapshot, regime, proposal; the position from which training continues."""
         if self.leap is None:
             return position
 
@@ -66,6 +81,10 @@ class Leaping(Parts):
         links = self._links_left(position)
         if not (links and self._open() and self.leap.due):
             return position
+        if self.at_start:
+            self._evaluate(step, position)
+            if position >= self.config.train.steps:
+                return position
         if self.config.verify.resample:
             self.workload.draw(self.proposals)
         charged_s = self.clock.charged
@@ -83,8 +102,18 @@ class Leaping(Parts):
 
     def splits_due(self, step: int, position: int) -> tuple[str, ...]:
         """Both held-out splits every `eval.every` steps, at the end, and some steps after a leap."""
+        if step == self.evaluated:
+            return ()
         due = step % self.config.eval.every == 0 or position == self.config.train.steps or step in self.followed
         return (VALIDATION, VERIFICATION) if due else ()
+
+    def _evaluate(self, step: int, position: int) -> None:
+        """The evaluation of this step, before what is proposed for the next interval."""
+        self.clock.enter("eval")
+        for split in self.splits_due(step, position):
+            self.scores.record(split, self.workload.score(self.scored.forward, split), step, position)
+        self.evaluated = step
+        self.clock.enter("other")
 
     def totals(self) -> dict[str, int]:
         """The number of snapshots with a proposal, and of leaps."""
@@ -112,16 +141,17 @@ class Leaping(Parts):
     def _leap(self, name: str, predictor: Predictor) -> Leap:
         config, protocol, workload = self.config, self.config.protocol, self.workload
         rules = protocol.rules
+        settings = asdict(rules.proximity) | {"sigma_over": rules.adaptive.sigma_over}
+        if config.leap.rule == RuleName.adaptive:
+            settings["inclusive"] = rules.adaptive.inclusive
         return Leap(
-            workload.model, self.optimizer, predictor, config.horizons[0],
+            workload.model, self.optimizer, unscaled(predictor), config.horizons[0],
             workload.drawn_loss if config.verify.resample else workload.verification_loss,
             name=name, interval=config.train.interval,
-            rule=Rule(config.leap.rule, **asdict(rules.proximity), sigma_over=rules.adaptive.sigma_over),
+            rule=Rule(config.leap.rule, **settings),
             every=config.leap.every, burn_in=config.leap.burn_in, cooldown=config.leap.cooldown,
             advance=config.leap.advance, moments=config.leap.moments, history=config.leap.history,
             factor_at=self.factor_at, after=self._after_adoption, clock=self.clock,
-            weights_dtype=getattr(torch, protocol.history.weights),
-            moments_dtype=getattr(torch, protocol.history.moments),
             device=torch.device(config.history_device) if config.history_device else None,
         )  # fmt: skip
 

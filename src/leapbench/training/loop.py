@@ -40,7 +40,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
     Returns:
         The summary: status completed or diverged, final and best metrics, totals.
     """
-    device, model, steps, interval = workload.device, workload.model, config.train.steps, config.train.interval
+    device, model, steps = workload.device, workload.model, config.train.steps
     checkpoint = folder.load_checkpoint(device)
     folder.open(checkpoint["offsets"] if checkpoint else None)
     clock = Clock(device, checkpoint["clock"] if checkpoint else None)
@@ -84,9 +84,9 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         train_loss += training_step(step, position)
         step, position = step + 1, position + 1
         mean_loss = None
-        if step % interval == 0:
+        if updates := mode.updates_in_interval(step, position):
             clock.enter("other")
-            mean_loss = float(train_loss) / interval
+            mean_loss = float(train_loss) / updates
             train_loss.zero_()
 
         # ---- snapshot, regime, predict, verify, adopt: what the mode makes of this step ------------------------------

@@ -38,6 +38,10 @@ class Mode(Protocol):
         """
         ...
 
+    def updates_in_interval(self, step: int, position: int) -> int:
+        """How many gradient updates are behind the interval that ends with this step; 0 between two snapshots."""
+        ...
+
     def splits_due(self, step: int, position: int) -> tuple[str, ...]:
         """The splits to evaluate after this step; none of it is charged to the method."""
         ...

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from leapbench.config.choices import CascadeForm
 from leapbench.config.groups import ProtocolConfig
-from leapbench.names import CASCADE, LANDSCAPE, PROPOSALS, REGIMES, VALIDATION, Regime
+from leapbench.names import PROPOSALS, REGIMES, VALIDATION
 from leapbench.prediction.candidate import Candidate, Candidates, Memo, key_of_sum
 from leapbench.prediction.distance import DistanceToTruth
 from leapbench.prediction.history import Ring
 from leapbench.prediction.moments import moments_of
 from leapbench.prediction.predictor import Predictor
-from leapbench.prediction.regime import RegimeDetector
-from leapbench.training.cascade import chained, retrained
-from leapbench.training.landscape import along_the_direction
+from leapbench.training.explore import Explorer
+from leapbench.training.inline import InlineLeaps
 from leapbench.training.mode import Parts
 from leapbench.training.parts import build_detector, build_predictors, unusable
-
-
-@dataclass
-class Reading:
-    """One protocol at work on the shared trajectory."""
-
-    name: str
-    protocol: ProtocolConfig
-    predictors: dict[str, Predictor]
-    ring: Ring
-    detector: RegimeDetector
-    regime: Regime = Regime.unknown
-    confirmed: bool = False
+from leapbench.training.reading import Reading, storage_of
 
 
 @dataclass
@@ -50,8 +36,13 @@ class Observer(Parts):
     What is observed are the weights that the run would hand over. Protocols that store snapshots in the same
     way share rings and equal candidates.
 
+    A step is a place in the schedule here. Places and updates are the same, unless the training makes leaps of its own
+    (`train.inline_leaps`), as the published code of Leap+Verify does: then the snapshot of that step is taken after the
+    leap, its loss now is the one before it, and K counts from the place that the leap has reached.
+
     Attributes:
         skipped: predictors left out, with the reason.
+        inline: the leaps of the training itself, if there are any.
     """
 
     def __post_init__(self) -> None:
@@ -63,7 +54,10 @@ class Observer(Parts):
         needs_moments = any(
             predictor.needs_moments for by_name in predictors.values() for predictor in by_name.values()
         )
-        self.moments = moments_of(self.optimizer, self.scored.weights) if needs_moments else None
+        self.inline = InlineLeaps(self)
+        self.moments = self.inline.moments
+        if needs_moments and self.moments is None:
+            self.moments = moments_of(self.optimizer, self.scored.weights)
         self.rings: dict[str, Ring] = {}
         device = torch.device(config.history_device) if config.history_device else None
         for name, protocol in config.protocols.items():
@@ -75,63 +69,100 @@ class Observer(Parts):
         self.candidates = Candidates(
             self.workload.model, self.scored.weights, self.workload.verification_loss, device, self.clock
         )
+        self.explorer = Explorer(config, self.workload, self.folder, self.readings, self.candidates)
         self.memo: Memo = {}
         self.pending: dict[int, list[Pending]] = {}
-        self.proposals = 0
+        self.proposals = self.arrived = 0
+
+    def updates_in_interval(self, step: int, position: int) -> int:
+        """See :class:`leapbench.training.mode.Mode`: an interval ends at its place in the schedule."""
+        interval = self.config.train.interval
+        return 0 if position % interval else interval - self.inline.skipped
 
     def after_step(self, step: int, position: int, mean_loss: float | None) -> int:
-        """See :class:`leapbench.training.mode.Mode`; the position stays."""
-        if mean_loss is None and step not in self.pending:
-            return position
+        """See :class:`leapbench.training.mode.Mode`; a leap of the training moves the position."""
+        self.arrived = position
+        if mean_loss is not None or position in self.pending:
+            position = self._observe(step, position, mean_loss)
+        if position >= self.config.train.steps:
+            self.clock.enter("eval")
+            self.explorer.at_the_end()
+        return position
 
+    def _observe(self, step: int, position: int, mean_loss: float | None) -> int:
+        """What :meth:`after_step` does where the loss is wanted."""
         # ---- the loss now: where proposals start from, and the truth for those that aimed here -----------------------
         self.clock.enter("eval" if mean_loss is None else "verify")
         loss_now = self.workload.verification_loss(self.scored.forward)
         self.clock.enter("eval")
-        self._resolve(step, loss_now)
+        self._resolve(position, loss_now)
         if mean_loss is None:
             return position
         self.clock.enter("other")
         self.scores.interval(step, position, mean_loss, loss_now)
 
-        # ---- snapshot ------------------------------------------------------------------------------------------------
-        self.clock.enter("snapshot")
-        for ring in self.rings.values():
-            ring.push(step, position, self.scored.vector, self.moments)
-        self.memo.clear()
-
         # ---- regime --------------------------------------------------------------------------------------------------
         self.clock.enter("regime")
-        self._find_regimes(step)
+        self._find_regimes(self.arrived)
+
+        # ---- the training's own leap ---------------------------------------------------------------------------------
+        self.clock.enter("other")
+        first = self.readings[0]
+        position, loss_reached = self.inline.after_checkpoint(position, first.regime, first.confirmed, loss_now)
+        self.clock.enter("eval")
+        for place in range(self.arrived + 1, position + 1):
+            self._resolve(place, loss_reached if place == position else None)
+
+        # ---- snapshot ------------------------------------------------------------------------------------------------
+        self.memo.clear()
+        is_kept = self._is_kept(self.arrived)
+        self.clock.enter("snapshot")
+        for ring in self.rings.values() if is_kept else ():
+            ring.push(self.arrived, position, self.scored.vector, self.moments)
 
         # ---- predict, verify -----------------------------------------------------------------------------------------
         self.clock.enter("other")
-        self._propose(step, loss_now)
+        if is_kept:
+            self._propose(self.arrived, position, loss_now, loss_reached)
         self.clock.enter("eval")
-        self._explore(step, loss_now)
+        self.explorer.after_checkpoint(self.arrived, loss_now, is_kept)
         return position
 
     def splits_due(self, step: int, position: int) -> tuple[str, ...]:
         """Validation every `eval.every` steps and at the end; the verification loss is taken at snapshots anyway."""
-        return (VALIDATION,) if step % self.config.eval.every == 0 or position == self.config.train.steps else ()
+        due = self.arrived % self.config.eval.every == 0 or position >= self.config.train.steps
+        return (VALIDATION,) if due else ()
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether snapshots are kept and scored at this step."""
+        last, train = self.config.verify.checkpoints, self.config.train
+        return last is None or step > (train.steps // train.interval - last) * train.interval
 
     def _find_regimes(self, step: int) -> None:
-        """One regimes row per protocol; the probes are run once."""
-        hidden, mask = self.workload.probe_states()
+        """One regimes row per protocol; each kind of probes is run once."""
+        kinds = {reading.name: self.config.probes_of(reading.name) for reading in self.readings}
+        states = {kind: self.workload.probe_states(kind) for kind in dict.fromkeys(kinds.values())}
         for reading in self.readings:
+            hidden, mask = states[kinds[reading.name]]
             similarity, reading.regime, reading.confirmed = reading.detector.update(hidden, mask)
             row = {"step": step, "protocol": reading.name, "similarity": similarity, "regime": reading.regime}
             row |= {"confirmed": reading.confirmed, "tau_low": reading.detector.tau_low}
             row |= {"tau_high": reading.detector.tau_high, "underflow_share": self._underflow(reading.protocol)}
             self.folder.append(REGIMES, row)
 
-    def _propose(self, step: int, loss_now: float) -> None:
-        """Score every predictor and K whose truth the run will reach; the rows wait for step t + K."""
-        horizons = [K for K in self.config.horizons if step + K <= self.config.train.steps]
+    def _propose(self, step: int, position: int, loss_now: float, loss_reached: float) -> None:
+        """Score every predictor and K whose truth the run will reach; the rows wait for place t + K.
+
+        Args:
+            position: where the snapshot of `step` stands: at `step`, or where a leap has led.
+            loss_now: at `step`, nats.
+            loss_reached: of the snapshot's weights, nats.
+        """
+        horizons = [K for K in self.config.horizons if position + K <= self.config.train.steps]
         for reading in self.readings:
             history = reading.ring.history()
             if reading.ring.weights_dtype == self.scored.vector.dtype:
-                self.memo[key_of_sum(history, [(step, 1.0)])] = Candidate(None, 1.0, loss_now, [1.0])
+                self.memo[key_of_sum(history, [(step, 1.0)])] = Candidate(None, 1.0, loss_reached, [1.0])
             ready = {name: p for name, p in reading.predictors.items() if p.context <= len(history.snapshots)}
             for name, predictor in ready.items():
                 for K in horizons:
@@ -140,48 +171,39 @@ class Observer(Parts):
                     row |= {"regime": reading.regime, "confirmed": reading.confirmed, "loss_now_nats": loss_now}
                     row |= {"loss_pred_nats": candidate.loss, "predict_s": candidate.predict_s}
                     row |= {"verify_s": candidate.verify_s, "scale": candidate.scale}
-                    self.pending.setdefault(step + K, []).append(Pending(row, candidate))
+                    row |= {"position": position} if self.inline.leap else {}
+                    self.pending.setdefault(position + K, []).append(Pending(row, candidate))
                     self.proposals += 1
 
-    def _resolve(self, step: int, loss_true: float) -> None:
-        """Write the proposals that aimed at `step`, with the loss and the distance to the weights reached."""
+    def _resolve(self, place: int, loss_true: float | None) -> None:
+        """Write the proposals that aimed at `place`, with the loss and the distance to the weights reached.
+
+        Without a loss, the training has leapt over the place: there is no truth.
+        """
         distances: dict[tuple[str, int], DistanceToTruth] = {}
-        due = self.pending.pop(step, [])
+        due = self.pending.pop(place, [])
         for pending in due:
             row, kind = pending.row, storage_of(self.config.protocols[pending.row["protocol"]])
             key = (kind, row["step"])
-            if key not in distances:
-                distances[key] = DistanceToTruth(self.rings[kind].history(until=row["step"]), self.scored.vector)
-            distance = distances[key].of(pending.candidate)
             finite = abs(row["loss_pred_nats"]) < float("inf")
-            row |= {"loss_true_nats": loss_true, "rel_l2_to_true": distance.rel_l2_to_true}
-            row |= {"rel_l2_now_to_true": distance.rel_l2_now_to_true, "cosine": distance.cosine}
+            row["loss_true_nats"] = loss_true
+            if loss_true is None:
+                row |= dict.fromkeys(("rel_l2_to_true", "rel_l2_now_to_true", "cosine"))
+            else:
+                if key not in distances:
+                    distances[key] = DistanceToTruth(self.rings[kind].history(until=row["step"]), self.scored.vector)
+                distance = distances[key].of(pending.candidate)
+                row |= {"rel_l2_to_true": distance.rel_l2_to_true}
+                row |= {"rel_l2_now_to_true": distance.rel_l2_now_to_true, "cosine": distance.cosine}
             self.folder.append(PROPOSALS, row | {"status": "ok" if finite else "nonfinite"})
         in_use = {address_of(proposal.candidate) for proposals in self.pending.values() for proposal in proposals}
         for pending in due:
             if address_of(pending.candidate) not in in_use:
                 self.candidates.release(pending.candidate)
 
-    def _explore(self, step: int, loss_now: float) -> None:
-        """The optional probes: cascades from confirmed-stable checkpoints, and the landscape of the first protocol."""
-        for reading in self.readings if self.config.cascade.enabled else []:
-            if reading.confirmed:
-                for depth, K in self.config.cascade.chains:
-                    form = chained if reading.protocol.cascade == CascadeForm.chain else retrained
-                    for row in form(
-                        self.candidates, reading.predictors, reading.ring.history(), self.workload, depth, K
-                    ):
-                        key = {"step": step, "protocol": reading.name, "depth": depth, "K": K}
-                        self.folder.append(CASCADE, key | {"loss_now_nats": loss_now} | row)
-        if self.config.landscape.enabled:
-            first = self.readings[0]
-            history = first.ring.history()
-            for row in along_the_direction(self.candidates, first.predictors, history, self.config.landscape, loss_now):
-                self.folder.append(LANDSCAPE, {"step": step, "protocol": first.name, **row})
-
     def totals(self) -> dict[str, int]:
-        """The number of proposals."""
-        return {"proposals": self.proposals}
+        """The number of proposals, and of leaps that the training itself made."""
+        return {"proposals": self.proposals} | ({"adoptions": self.inline.adoptions} if self.inline.leap else {})
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -190,7 +212,8 @@ class Observer(Parts):
             "detectors": {reading.name: reading.detector.state_dict() for reading in self.readings},
             "pending": {step: [vars(proposal.candidate) | {"row": proposal.row} for proposal in waiting]
                         for step, waiting in self.pending.items()},
-            "proposals": self.proposals,
+            "proposals": self.proposals, "inline": self.inline.state_dict(),
+            "explorer": self.explorer.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -207,6 +230,8 @@ class Observer(Parts):
             for step, waiting in state["pending"].items()
         }
         self.proposals = state["proposals"]
+        self.inline.load_state_dict(state["inline"])
+        self.explorer.load_state_dict(state["explorer"], self.scored.vector.device)
 
     def _ring(self, protocol: ProtocolConfig, predictors: dict[str, Predictor], device: torch.device | None) -> Ring:
         """A ring for the contexts of `predictors`; snapshots stay until the truth of their proposals is known."""
@@ -235,8 +260,3 @@ class Observer(Parts):
 def address_of(candidate: Candidate) -> int | None:
     """Where in memory the prediction lies: the same for protocols that share it."""
     return None if candidate.full is None else candidate.full.data_ptr()
-
-
-def storage_of(protocol: ProtocolConfig) -> str:
-    """How a protocol stores snapshots: equal for protocols that can share a ring."""
-    return " ".join(asdict(protocol.history).values())

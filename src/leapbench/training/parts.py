@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 from torch import nn
 
 from leapbench.config.build import build
-from leapbench.config.choices import CascadeForm
+from leapbench.config.choices import CascadeForm, LeapAt
 from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ProtocolConfig
 from leapbench.config.schema import RunConfig
 from leapbench.names import PERSISTENCE, Mode
 from leapbench.prediction.history import History, Ring
 from leapbench.prediction.moments import moments_of
-from leapbench.prediction.predictor import Predictor
+from leapbench.prediction.predictor import Predictor, named
 from leapbench.prediction.regime import RegimeDetector
 from leapbench.prediction.weights import FlatWeights
 from leapbench.training.schedule import factor_at
@@ -40,6 +41,28 @@ def build_predictors(config: RunConfig, protocol: ProtocolConfig, skipped: Colle
         if not isinstance(context, int) or context < 1:
             raise ConfigError(f"predictor={name}: context={context} must be a number of snapshots, 1 or more")
     return predictors
+
+
+def unscaled(predictor: Predictor) -> Predictor:
+    """A copy that proposes its prediction alone: a choice of scales belongs to a sweep that only scores."""
+    alone = copy.copy(predictor)
+    alone.scales = (1.0,)
+    return alone
+
+
+def build_inline(config: RunConfig) -> Predictor | None:
+    """What leaps in the training that is observed, in the protocol's form; None without such leaps.
+
+    Raises:
+        ConfigError: no such predictor, or it refuses its settings.
+    """
+    leaps = config.inline_leaps
+    if leaps is None:
+        return None
+    try:
+        return unscaled(named(leaps.predictor, **config.protocol.predictors.get(leaps.predictor, {})))
+    except ValueError as error:
+        raise ConfigError(f"inline_leaps: {error}") from None
 
 
 def build_detector(config: RunConfig, protocol: str) -> RegimeDetector:
@@ -78,6 +101,11 @@ def unusable(config: RunConfig) -> dict[str, str]:
         reason = f"needs Adam moments; optimizer={config.optimizer.name} keeps none"
     elif config.mode == Mode.observe and not wrapper.scores_live:
         reason = f"needs the moments of what is observed; wrapper={config.wrapper.name} hands over other weights"
+    elif config.mode == Mode.leap and config.leap.at == LeapAt.start:
+        reason = "needs Adam moments, which the first weights do not have; leap.at=start takes them as a snapshot"
+    inline = build_inline(config)
+    if inline is not None and inline.needs_moments and reason:
+        raise ConfigError(f"train.inline_leaps=true {reason}; set train.inline_leaps=false")
     affected = [name for name, p in build_predictors(config, config.protocol, ()).items() if p.needs_moments]
     return dict.fromkeys(affected, reason) if reason else {}
 
@@ -85,7 +113,14 @@ def unusable(config: RunConfig) -> dict[str, str]:
 def check_contexts(config: RunConfig, exempt: Collection[str]) -> None:
     """Raise ConfigError if a predictor, unless it is exempt, would never make a proposal."""
     interval, steps, K = config.train.interval, config.train.steps, config.horizons[0]
+    last = config.verify.checkpoints if config.mode == Mode.observe else None
+    before = 0 if last is None else max(0, steps // interval - last)  # snapshots that are not kept
     for name, predictor in build_predictors(config, config.protocol, exempt).items():
+        if before and (before + predictor.context) * interval + K > steps:
+            raise ConfigError(
+                f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "
+                f"more than verify.checkpoints={last} leave it; raise verify.checkpoints"
+            )
         if predictor.context * interval + K > steps:
             raise ConfigError(
                 f"predictor={name} needs {predictor.context} snapshots {interval} steps apart and K={K} steps more, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from leapbench.config.choices import ScheduleName
+from leapbench.config.choices import FloorForm, ScheduleName, WarmupBegins
 from leapbench.config.groups import ScheduleConfig
 
 
@@ -16,15 +16,21 @@ def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:
         schedule: constant | cosine (to `floor`) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one from
             `restart` to `floor` after it, as in PDT's ImageNet runs) | wsd (linear to `floor` over the last `decay`
             share), each after `warmup` steps of linear warm-up from `warmup_from`; all but positions are shares of the
-            peak.
+            peak. `warmup_from` is the rate before the first step, or with `warmup_begins=at` the first step's own, as
+            both papers' code has it. With `floor_form=clamped` the cosine falls towards 0 and is held at `floor`, as in
+            the code of Leap+Verify (arXiv:2602.19580). `every`: positions between two changes; PDT's code has an epoch.
         steps: positions of the whole run.
     """
     warmup, floor = schedule.warmup, schedule.floor
+    counted = 0 if schedule.warmup_begins == WarmupBegins.at else 1
 
     def factor(position: int) -> float:
+        position -= position % schedule.every
         if position < warmup:
-            return schedule.warmup_from + (1 - schedule.warmup_from) * (position + 1) / warmup
+            return schedule.warmup_from + (1 - schedule.warmup_from) * (position + counted) / warmup
         if schedule.name == ScheduleName.cosine:
+            if schedule.floor_form == FloorForm.clamped:
+                return max(floor, cosine(1.0, 0.0, warmup, steps, position))
             return cosine(1.0, floor, warmup, steps, position)
         if schedule.name == ScheduleName.cosine_two_stage:
             assert schedule.restart_at is not None and schedule.restart is not None

@@ -49,7 +49,11 @@ class Task(Protocol):
         ...
 
     def probe(self, batch: Batch) -> Batch:
-        """What the regime's probes use of a batch."""
+        """What the regime's probes use of a batch of held-out examples."""
+        ...
+
+    def prompts(self) -> Batch:
+        """The published prompts; only texts have them."""
         ...
 
     def hidden(self, model: nn.Module, batch: Batch) -> Tensor:

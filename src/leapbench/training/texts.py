@@ -44,6 +44,10 @@ class Texts:
         """The first tokens."""
         return {key: value[:, : self.config.regime.probe_tokens] for key, value in batch.items()}
 
+    def prompts(self) -> Batch:
+        """The published prompts, padded to the longest, at most as long as a sequence."""
+        return self.data.prompt_batch(min(self.config.regime.probe_tokens, self.tokens))
+
     def hidden(self, model: nn.Module, batch: Batch) -> Tensor:
         """After the last norm, (B, T, d)."""
         return final_hidden(model, batch)

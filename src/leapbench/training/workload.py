@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leapbench.config.choices import Precision
+from leapbench.config.choices import Precision, Probes
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig
 from leapbench.names import TRAIN, VALIDATION, VERIFICATION
@@ -63,9 +63,15 @@ class Workload:
                 f"train.batch_size={config.train.batch_size}; give it more data or lower the batch size"
             )
         sequences, size = config.verify.sequences, config.verify.batch_size
-        held_out = self._shuffled(VERIFICATION, sequences + config.regime.probes)
+        kinds = {config.probes_of(protocol) for protocol in config.protocols}
+        held_out = self._shuffled(VERIFICATION, sequences + (config.regime.probes if Probes.held_out in kinds else 0))
         self.verification = self._fixed(VERIFICATION, held_out[:sequences], size)
-        self._probes = [self.task.probe(batch) for batch in self._fixed(VERIFICATION, held_out[sequences:], size)]
+        self._probes: dict[Probes, list[Batch]] = {}
+        if Probes.held_out in kinds:
+            batches = self._fixed(VERIFICATION, held_out[sequences:], size)
+            self._probes[Probes.held_out] = [self.task.probe(batch) for batch in batches]
+        if Probes.prompts in kinds:
+            self._probes[Probes.prompts] = self._in_batches(self.task.prompts(), size)
         scored = self._shuffled(VALIDATION, config.eval.sequences)
         self.validation = self._fixed(VALIDATION, scored, config.eval.batch_size)
         self._drawn: Iterable[Batch] | None = None
@@ -118,11 +124,15 @@ class Workload:
         assert self._drawn is not None, "draw comes before drawn_loss"
         return self._score(forward, self._drawn).loss
 
-    def probe_states(self) -> tuple[Tensor, Tensor | None]:
-        """The probes' states before the output layer, (P, T, d), T = 1 for images; their mask (P, T) if padded."""
-        with self._scoring(), self.autocast():
-            hidden = torch.cat([self.task.hidden(self.model, batch) for batch in self._probes])
-        masks = [batch["attention_mask"] for batch in self._probes if "attention_mask" in batch]
+    def probe_states(self, kind: Probes = Probes.held_out) -> tuple[Tensor, Tensor | None]:
+        """The probes' states before the output layer, (P, T, d), T = 1 for images; their mask (P, T) if padded.
+
+        In float32 whatever the training's precision: similarities differ from 1 by less than bfloat16 resolves.
+        """
+        probes = self._probes[kind]
+        with self._scoring():
+            hidden = torch.cat([self.task.hidden(self.model, batch) for batch in probes])
+        masks = [batch["attention_mask"] for batch in probes if "attention_mask" in batch]
         return hidden, torch.cat(masks) if masks else None
 
     def buffers(self) -> dict[str, Tensor]:
@@ -200,6 +210,12 @@ class Workload:
         """Batches that can be iterated repeatedly, kept on the device while they fit."""
         batches = HeldOut(self, split, [numbers[i : i + size] for i in range(0, len(numbers), size)])
         return list(batches) if len(numbers) * self.task.example_bytes <= KEEP_BYTES else batches
+
+    def _in_batches(self, examples: Batch, size: int) -> list[Batch]:
+        """All `examples` on the device, `size` at a time."""
+        count = len(next(iter(examples.values())))
+        parts = ({key: value[i : i + size] for key, value in examples.items()} for i in range(0, count, size))
+        return [self._to_device(part) for part in parts]
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}

@@ -12,7 +12,10 @@ from leapbench.records.seal import SCHEMA, sealed
 
 RULES = {
     "exact": {"adaptive": {"sigma_over": 5}, "proximity": {"tolerance": 0.05, "two_sided": True}},
-    "paper": {"adaptive": {"sigma_over": 5}, "proximity": {"tolerance": 0.05, "two_sided": True}},
+    "paper": {
+        "adaptive": {"sigma_over": 5, "inclusive": False},
+        "proximity": {"tolerance": 0.05, "two_sided": True, "inclusive": False},
+    },
     "code": {"adaptive": {"sigma_over": "all"}, "proximity": {"tolerance": 0.005, "two_sided": False}},
     "code_float32": {"adaptive": {"sigma_over": "all"}, "proximity": {"tolerance": 0.005, "two_sided": False}},
 }

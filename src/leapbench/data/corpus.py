@@ -31,7 +31,7 @@ class Corpus:
 
     sha256: str
     read: Callable[[str], Iterator[str]]
-    remark: Callable[[], str] = str
+    remark: Callable[[], str] = str  # which returns ""
 
 
 def split_by_name(documents: Callable[[], Iterable[tuple[str, str]]]) -> Callable[[str], Iterator[str]]:

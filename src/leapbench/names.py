@@ -99,6 +99,7 @@ class Status(StrEnum):
     missing = auto()
 
 
+ENDS = (Status.completed, Status.skipped, Status.diverged, Status.failed)
 FAILURES = (Status.diverged, Status.failed)
 UNCOUNTED = (Status.failed, Status.diverged, Status.skipped, Status.partial)
 

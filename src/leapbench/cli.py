@@ -35,10 +35,10 @@ from leapbench.config.help import answer
 from leapbench.config.remarks import remark
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig
-from leapbench.names import FAILURES, PROJECT, Status
+from leapbench.names import ENDS, FAILURES, PROJECT, Status
 from leapbench.training.signals import Terminated, terminate
 
-ENDS = (Status.completed, Status.skipped, Status.diverged, Status.failed)
+PACKAGE = Path(__file__).parent
 CONTINUE = "the same command continues where it stopped"
 STORAGE = {
     errno.ENOSPC: "no space left",
@@ -285,7 +285,7 @@ def _nearest(name: str, options: list[str]) -> str:
 def _while_reading(error: BaseException, *places: str) -> bool:
     """Whether Hydra raised it in one of these places, and not we or a library that we have called."""
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    ours = any("leapbench/" in file and not file.endswith("cli.py") for file in files)
+    ours = any(Path(file).is_relative_to(PACKAGE) and file != __file__ for file in files)
     return bool(files) and not ours and any(f"-packages/{place}" in files[-1] for place in places)
 
 

@@ -115,6 +115,7 @@ class Status(StrEnum):
     damaged = auto()  # its records are not what it wrote
 
 
+ENDS = (Status.completed, Status.skipped, Status.diverged, Status.failed)
 FAILURES = (Status.diverged, Status.failed)
 UNCOUNTED = (Status.failed, Status.diverged, Status.skipped, Status.partial, Status.damaged)
 

@@ -77,7 +77,7 @@ def _check_places(config: RunConfig) -> None:
     mode = os.environ.get("WANDB_MODE", "online")
     if config.logger == LoggerName.wandb and mode not in WANDB_MODES:
         raise ConfigError(
-            f"WANDB_MODE={mode} in the environment is no mode of W&B; unset it, and use wandb.mode=offline"
+            f"WANDB_MODE={mode} in the environment is no mode of W&B; unset it, wandb.mode=offline chooses"
         )
 
 
@@ -97,10 +97,6 @@ def _check_probes(config: RunConfig) -> None:
         raise ConfigError(f"landscape.fractions={fractions} must be two or more different numbers other than 0")
     if landscape.enabled and steps < landscape.K:
         raise ConfigError(f"landscape.K={landscape.K} is larger than train.steps={steps}; lower it")
-    for name, protocol in config.protocols.items():
-        last = protocol.rules.adaptive.sigma_over
-        if last != "all" and not (type(last) is int and last > 0):
-            raise ConfigError(f"protocols.{name}.rules.adaptive.sigma_over={last} must be a number of losses, or all")
 
 
 def _check_regime_probes(probes: Any) -> None:
@@ -165,6 +161,10 @@ def _check_bounds(config: Any, prefix: str = "") -> None:
 def _check_protocols(config: RunConfig) -> None:
     if not config.protocols:
         raise ConfigError("no protocol chosen; use protocol=exact, paper or code")
+    for name, protocol in config.protocols.items():
+        last = protocol.rules.adaptive.sigma_over
+        if last != "all" and not (type(last) is int and last > 0):
+            raise ConfigError(f"protocols.{name}.rules.adaptive.sigma_over={last} must be a number of losses, or all")
     padded = config.dataset.layout == SequenceLayout.padded
     if padded and len({protocol.pad_in_loss for protocol in config.protocols.values()}) > 1:
         raise ConfigError(f"protocols {_names(config.protocols)} train with different padding; run them apart with -m")

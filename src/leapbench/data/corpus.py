@@ -31,7 +31,7 @@ class Corpus:
 
     sha256: str
     read: Callable[[str], Iterator[str]]
-    remark: Callable[[], str] = str
+    remark: Callable[[], str] = str  # which returns ""
 
 
 def is_long_enough(text: str, min_characters: int) -> bool:

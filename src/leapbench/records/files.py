@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leapbench.config.errors import ConfigError
-from leapbench.names import SUMMARY, Status
-
-ENDS = (Status.completed, Status.diverged, Status.skipped, Status.failed)
+from leapbench.names import ENDS, SUMMARY
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -206,6 +206,16 @@ def test_leaping_uses_the_live_float32_state_at_scale_1(lab, monkeypatch):
     assert torch.allclose(reached, flat(model), rtol=1e-5, atol=1e-6)
 
 
+def test_a_gate_sees_the_regimes_that_are_observed(lab):
+    """Of the protocol's own probes, in either mode; staying is never better than staying, so nothing is adopted."""
+    for protocol in ("exact", "code"):
+        common = (f"protocol={protocol}", f"suite={protocol}", "regime.tau_low=[0.9]", "regime.tau_high=[0.99]")
+        leaping = run(lab.config(*common, "mode=leap", "predictor=persistence", "K=3", "leap.gate=stable")).folder
+        observed = run(lab.config(*common, "predictor=none")).folder
+        found = [[row["similarity"] for row in rows(folder, REGIMES)] for folder in (leaping, observed)]
+        assert found[0] == found[1] and len(found[0]) == 6
+
+
 def test_the_best_starts_are_those_with_the_longest_stable_run():
     starts = Starts()
     for step, in_a_row in enumerate([2, 3, 4, 5, 6, 2, 3, 4, 5]):
@@ -216,8 +226,8 @@ def test_the_best_starts_are_those_with_the_longest_stable_run():
 def test_fingerprints_are_float32_whatever_the_training_is(lab, monkeypatch):
     """Two networks that bfloat16 cannot tell apart are told apart."""
     workload = Workload(lab.config("train.precision=bfloat16", "protocol=[exact,code]"), torch.device("cpu"))
-    for kind in Probes:
-        hidden, mask = workload.probe_states(kind)
+    for protocol, kind in (("exact", Probes.held_out), ("code", Probes.prompts)):
+        hidden, mask = workload.probe_states(protocol)
         assert hidden.dtype == torch.float32 and (mask is None) == (kind == Probes.held_out)
         with torch.no_grad():
             wanted = torch.cat(

@@ -130,7 +130,7 @@ def test_draws_reach_the_whole_verification_split(fcn):
 @pytest.mark.parametrize("name", SMALL)
 def test_probe_states_are_what_the_classifier_sees(name):
     workload = Workload(config_of(f"digits_{name}", regime={"probes": 5}), CPU)
-    hidden, mask = workload.probe_states()
+    hidden, mask = workload.probe_states("exact")
     assert hidden.shape[:2] == (5, 1)
     assert mask is None
     pixels = torch.cat([batch["pixel_values"] for batch in workload._probes[Probes.held_out]])
@@ -155,7 +155,7 @@ def test_scoring_leaves_buffers_and_mode_alone_and_training_moves_them():
     workload.draw(0)
     workload.drawn_loss(workload.model)
     workload.score(workload.model, "validation")
-    workload.probe_states()
+    workload.probe_states("exact")
     weights = FlatWeights(workload.model)
     doubled = weights.vector * 2
     loss = candidate_loss(workload.model, weights.layout, doubled, workload.verification_loss)

@@ -134,7 +134,12 @@ def train(config: RunConfig, device: torch.device) -> None:
 
 def run_passes(workload: Workload, passes: dict[str, int]) -> None:
     """Make each kind of forward pass the given number of times, on the live weights."""
-    inputs = {"probe_states": (), "score": (workload.model, VALIDATION), "verification_loss": (workload.model,)}
+    protocol = next(iter(workload.config.protocols))
+    inputs = {
+        "probe_states": (protocol,),
+        "score": (workload.model, VALIDATION),
+        "verification_loss": (workload.model,),
+    }
     for name, times in passes.items():
         arguments = inputs[name]
         for _ in range(times):

@@ -172,7 +172,7 @@ class Leaping(Parts):
 
     def _find_regime(self, step: int) -> None:
         assert self.detector is not None
-        similarity, self.regime, self.confirmed = self.detector.update(*self.workload.probe_states())
+        similarity, self.regime, self.confirmed = self.detector.update(*self.workload.probe_states(self.protocol))
         row = {"step": step, "protocol": self.protocol, "similarity": similarity}
         row |= {"regime": self.regime, "confirmed": self.confirmed}
         row |= {"tau_low": self.detector.tau_low, "tau_high": self.detector.tau_high}

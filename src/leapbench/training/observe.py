@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from leapbench.config.choices import Probes
 from leapbench.config.groups import ProtocolConfig
 from leapbench.names import PROPOSALS, REGIMES, VALIDATION
 from leapbench.prediction.candidate import Candidate, Candidates, Memo, key_of_sum
@@ -140,10 +142,12 @@ class Observer(Parts):
 
     def _find_regimes(self, step: int) -> None:
         """One regimes row per protocol; each kind of probes is run once."""
-        kinds = {reading.name: self.config.probes_of(reading.name) for reading in self.readings}
-        states = {kind: self.workload.probe_states(kind) for kind in dict.fromkeys(kinds.values())}
+        states: dict[Probes, tuple[Tensor, Tensor | None]] = {}
         for reading in self.readings:
-            hidden, mask = states[kinds[reading.name]]
+            kind = self.config.probes_of(reading.name)
+            if kind not in states:
+                states[kind] = self.workload.probe_states(reading.name)
+            hidden, mask = states[kind]
             similarity, reading.regime, reading.confirmed = reading.detector.update(hidden, mask)
             row = {"step": step, "protocol": reading.name, "similarity": similarity, "regime": reading.regime}
             row |= {"confirmed": reading.confirmed, "tau_low": reading.detector.tau_low}

@@ -124,12 +124,13 @@ class Workload:
         assert self._drawn is not None, "draw comes before drawn_loss"
         return self._score(forward, self._drawn).loss
 
-    def probe_states(self, kind: Probes = Probes.held_out) -> tuple[Tensor, Tensor | None]:
-        """The probes' states before the output layer, (P, T, d), T = 1 for images; their mask (P, T) if padded.
+    def probe_states(self, protocol: str) -> tuple[Tensor, Tensor | None]:
+        """The states of a protocol's probes before the output layer, (P, T, d), T = 1 for images; their mask (P, T).
 
-        In float32 whatever the training's precision: similarities differ from 1 by less than bfloat16 resolves.
+        The mask is None if nothing is padded. In float32 whatever the training's precision: similarities differ from 1
+        by less than bfloat16 resolves.
         """
-        probes = self._probes[kind]
+        probes = self._probes[self.config.probes_of(protocol)]
         with self._scoring():
             hidden = torch.cat([self.task.hidden(self.model, batch) for batch in probes])
         masks = [batch["attention_mask"] for batch in probes if "attention_mask" in batch]

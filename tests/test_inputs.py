@@ -17,7 +17,7 @@ import torch
 
 from helpers import EVERY_3_STEPS, Lab, call, job, records, refused, script
 from leapbench.config.remarks import remark
-from leapbench.names import CHECKPOINT, CONFIG, LOCK, META, STREAMS, SUMMARY
+from leapbench.names import CHECKPOINT, CONFIG, LOCK, META, SUMMARY
 from leapbench.records.lock import OWNER
 from leapbench.training.run import run
 
@@ -261,7 +261,7 @@ def saved(content: object) -> Callable[[Path], object]:
 
 DESCRIBED = (CONFIG, META)
 OLD = '{"host": "elsewhere", "pid": 1, "token": "t"}'
-STATE = f"{CHECKPOINT} is damaged; delete it, and the run starts over"
+STATE = f"{CHECKPOINT} is damaged; delete "
 SUMMARISED = "summary.json is damaged; delete it, and the run goes on from its checkpoint, or starts over"
 TOLD = "meta.json is damaged; delete it; it only tells of earlier starts"
 
@@ -271,14 +271,12 @@ PLACED = {
     "lock is cut short": Placed(text(f"{LOCK}/{OWNER}", OLD[:9]), "being run by a process that its lock does not name"),
     "lock is empty": Placed(directory(LOCK), "already being run by a process that its lock does not name"),
     "lock of another machine": Placed(text(f"{LOCK}/{OWNER}", OLD), "already being run by process 1 on elsewhere"),
-    "state.pt is text": Placed(text(CHECKPOINT, "hello"), STATE, left=DESCRIBED),
-    "state.pt is empty": Placed(text(CHECKPOINT, ""), STATE, left=DESCRIBED),
-    "state.pt is a folder": Placed(directory(CHECKPOINT), STATE, left=DESCRIBED),
-    "state.pt is a list": Placed(saved([1, 2]), STATE, left=DESCRIBED),
-    "state.pt is another dictionary": Placed(saved({"offsets": 3}), STATE, left=DESCRIBED),
-    "checkpoint is a file": Placed(
-        text("checkpoint", "x"), "checkpoint: a file stands where a folder belongs", 1, (*DESCRIBED, *STREAMS)
-    ),
+    "latest.json is text": Placed(text(CHECKPOINT, "hello"), STATE),
+    "latest.json is empty": Placed(text(CHECKPOINT, ""), STATE),
+    "latest.json is a folder": Placed(directory(CHECKPOINT), STATE),
+    "latest.json is a list": Placed(saved([1, 2]), STATE),
+    "latest.json is another dictionary": Placed(saved({"offsets": 3}), STATE),
+    "checkpoint is a file": Placed(text("checkpoint", "x"), "checkpoint is a file where a folder belongs; delete it"),
     "summary.json cut short": Placed(text(SUMMARY, '{"status": "comp'), SUMMARISED),
     "summary.json is empty": Placed(text(SUMMARY, ""), SUMMARISED),
     "summary.json is a list": Placed(text(SUMMARY, "[]"), SUMMARISED),

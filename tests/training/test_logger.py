@@ -117,7 +117,7 @@ def test_names_tags_and_ids(lab):
     assert {"leap", "trend", "K=4", "rule=strict", "gate=confirmed", "exact"} <= set(logger.tags_of(leap))
     assert logger.tags_of(plain)[5:] == ["none", "exact", "seed=1"]
     ids = [logger.id_of(lab.config("predictor=linear", f"suite='{suite}'"))
-           for suite in ("a", "b", "a b", "a-b", "a:b", "s" * 80, "s" * 81)]  # fmt: skip
+           for suite in ("a", "b", "a=b", "a-b", "a+b", "s" * 80, "s" * 81)]  # fmt: skip
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[\w.-]{1,128}", name) for name in ids)
     every = lab.config("protocol=[exact,paper,code]", f"suite={'long' * 40}", "predictor=[linear,quadratic]")

@@ -63,6 +63,32 @@ def load(run: Path, run_id: str, device: torch.device) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is another run's, is not what was written, or holds more than data.
     """
+    about = find(run, run_id)
+    if about is None:
+        return None
+    target, start_over = (
+        (run / CHECKPOINT).with_name(about["file"]),
+        f"delete {(run / CHECKPOINT).parent}, {START_OVER}",
+    )
+    with target.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+            raise ConfigError(f"{target} is not what the run wrote; {start_over}")
+    try:
+        state: dict[str, Any] = torch.load(target, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        truncated = isinstance(error, OSError) and error.errno == errno.EINVAL
+        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not truncated):
+            raise
+        raise ConfigError(f"{target} is damaged or holds more than tensors and numbers; {start_over}") from None
+    return state
+
+
+def find(run: Path, run_id: str) -> dict[str, str] | None:
+    """What the checkpoint says of itself (run_id, file, sha256), without reading the state; None if there is none.
+
+    Raises:
+        ConfigError: it is another run's, or damaged.
+    """
     pointer = run / CHECKPOINT
     if pointer.parent.exists() and not pointer.parent.is_dir():
         raise ConfigError(f"{pointer.parent} is a file where a folder belongs; delete it, {START_OVER}")
@@ -70,27 +96,15 @@ def load(run: Path, run_id: str, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         about = _read_pointer(pointer)
-        target = pointer.parent / about["file"]
-        with target.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    except (KeyError, TypeError, ValueError, FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"{pointer} is damaged; delete {pointer.parent}, {START_OVER}") from None
+    except (KeyError, TypeError, ValueError, IsADirectoryError):
+        about = None
+    if about is None or not pointer.with_name(about["file"]).is_file():
+        raise ConfigError(f"{pointer} is damaged; delete {pointer.parent}, {START_OVER}")
     if about["run_id"] != run_id:
         raise ConfigError(
             f"{pointer} belongs to run {about['run_id']}, not to {run_id}; delete {pointer.parent}, {START_OVER}"
         )
-    if sha256 != about["sha256"]:
-        raise ConfigError(f"{target} is not what the run wrote; delete {pointer.parent}, {START_OVER}")
-    try:
-        state: dict[str, Any] = torch.load(target, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        truncated = isinstance(error, OSError) and error.errno == errno.EINVAL
-        if isinstance(error, torch.OutOfMemoryError) or (isinstance(error, OSError) and not truncated):
-            raise
-        raise ConfigError(
-            f"{target} is damaged or holds more than tensors and numbers; delete {pointer.parent}, {START_OVER}"
-        ) from None
-    return state
+    return about
 
 
 def as_data(value: Any, place: str = "state") -> Any:

@@ -9,7 +9,8 @@ from leapbench.config.choices import Stale
 from leapbench.config.errors import ConfigError
 from leapbench.config.groups import DatasetConfig
 from leapbench.config.schema import RunConfig, digest
-from leapbench.names import CHECKPOINT, META, Status
+from leapbench.names import META, Status
+from leapbench.records import checkpoint
 from leapbench.records.files import read_object, read_summary
 from leapbench.records.seal import SCHEMA
 from leapbench.records.sources import changed, code_of
@@ -80,9 +81,9 @@ def check_resumable(config: RunConfig, sha256: str | None) -> None:
         sha256: of the data's content.
 
     Raises:
-        ConfigError: it does not, and stale=error.
+        ConfigError: it does not, and stale=error; or it is damaged, or another run's.
     """
-    if config.stale == Stale.accept or not (config.folder / CHECKPOINT).exists():
+    if checkpoint.find(config.folder, config.run_id) is None or config.stale == Stale.accept:
         return
     if difference := _difference(config, lambda: sha256):
         raise ConfigError(

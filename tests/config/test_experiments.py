@@ -56,3 +56,22 @@ def test_published_setting_runs_and_proposes(experiment: str, wikitext: Path, tm
     assert {row["predictor"] for row in proposals} == set(config.predictors)
     assert all(0 < row["loss_true_nats"] < 2 * math.log(300) for row in proposals)
     assert [row["regime"] for row in rows(end.folder, "regimes.jsonl")][:2] == ["unknown"] * 2
+
+
+def test_the_published_code_leaps_in_its_training(wikitext: Path, tmp_path: Path) -> None:
+    """protocol=code at GPT-2's setting: padding in the loss, prompts by the published tokenizer, momentum K=5 tried."""
+    changes = {
+        "model": {"config": SHRUNKEN["leap_verify_gpt2"], "init": "scratch"}, "K": [2], "verify": {"sequences": 4},
+        "dataset": {"path": str(wikitext), "tokenizer": str(wikitext / "tokenizer")}, "predictors": {},
+        "regime": {"tau_low": [-2.0], "tau_high": [-1.5], "confirm": 1},
+        "train": {"steps": 18, "interval": 6}, "eval": {"every": 18, "sequences": 4},
+        "results_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "history_device": None,
+    }  # fmt: skip
+    config = config_of("leap_verify_gpt2", "protocol=code", "predictor=momentum", **changes)
+    assert config.pad_in_loss and config.inline_leaps is not None
+    config.predictors.pop("average")
+    end = run(config)
+    assert end.status == "completed"
+    tried = [row["step"] for row in rows(end.folder, "leaps.jsonl")]
+    assert tried and set(tried) <= {12, 18}
+    assert {row["K"] for row in rows(end.folder, "leaps.jsonl")} == {5}

@@ -66,6 +66,7 @@ def test_the_published_code_leaps_in_its_training(wikitext: Path, tmp_path: Path
         "regime": {"tau_low": [-2.0], "tau_high": [-1.5], "confirm": 1},
         "train": {"steps": 18, "interval": 6}, "eval": {"every": 18, "sequences": 4},
         "results_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "history_device": None,
+            "schedule": {"warmup": 2},
     }  # fmt: skip
     config = config_of("leap_verify_gpt2", "protocol=code", "predictor=momentum", **changes)
     assert config.pad_in_loss and config.inline_leaps is not None

@@ -29,7 +29,7 @@ demo: setup
 		echo "$$kind:"; find results/$$kind/demo results/$$kind/demo_leap -type f 2>/dev/null | sort | sed 's/^/  /'; done
 
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

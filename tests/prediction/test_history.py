@@ -154,3 +154,22 @@ def test_a_ring_goes_on_from_its_state(tmp_path):
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             assert torch.equal(value, theirs[key]) if torch.is_tensor(value) else value == theirs[key]
+
+
+def test_a_rounded_history_is_what_a_ring_of_those_dtypes_keeps():
+    wide, narrow = (
+        filled([], capacity=3, moments_capacity=2, weights_dtype=weights, moments_dtype=moments)
+        for weights, moments in ((torch.float32, torch.float32), (torch.float16, torch.bfloat16))
+    )
+    for step in (10, 20, 30, 40):
+        scale = SimpleNamespace(exp_avg=torch.full((N,), step / 3), exp_avg_sq=torch.full((N,), 1e-9), updates=step)
+        for ring in (wide, narrow):
+            ring.push(step, step, torch.full((N,), step / 7), scale)
+    rounded = wide.history().rounded(torch.float16, torch.bfloat16)
+    for ours, kept in zip(rounded.snapshots, narrow.history().snapshots, strict=True):
+        for name, value in vars(kept).items():
+            same = (
+                torch.equal(vars(ours)[name], value) if isinstance(value, torch.Tensor) else vars(ours)[name] == value
+            )
+            assert same, name
+    assert wide.history().rounded(torch.float32, torch.float32).now.weights is wide.history().now.weights

@@ -79,7 +79,7 @@ def _config(cfg: ModelConfig, vocab_size: int, init: Init) -> transformers.Pretr
         ) from None
     if type(defaults) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConfigError(f"model={cfg.name} does not read text; use model=gpt2_nano or another language model")
-    unknown = [key for key in cfg.config if not hasattr(defaults, key)]
+    unknown = [key for key in cfg.config if not hasattr(defaults, key) and key != "attn_implementation"]
     if unknown:
         raise ConfigError(f"model.config.{unknown[0]} is no argument of {type(defaults).__name__}")
     try:

@@ -89,8 +89,7 @@ class Candidate:
     """Weights predicted K steps ahead, and their loss.
 
     Attributes:
-        full: what was predicted, (N,) float32 on the history's device; None where `coefficients` make it and it
-            is no longer needed.
+        full: what was predicted, (N,) float32 on the history's device; None where it is no longer needed.
         scale: c of the candidate theta_0 + c (full - theta_0) with the lowest loss.
         loss: of that candidate, nats; may be nan or inf; nan if it was not computed.
         coefficients: the numbers that make `full` from as many of the last snapshots, None if no such numbers exist.
@@ -152,7 +151,7 @@ class Candidates:
         return replace(best, predict_s=predict.seconds, verify_s=verify.seconds)
 
     def known(self, predictor: Predictor, history: History, K: int, memo: Memo) -> Candidate:
-        """:meth:`make` with `memo`: an equal candidate at the newest snapshot is neither predicted nor scored again.
+        """:meth:`make` without the weights; an equal candidate at the newest snapshot is neither made nor scored again.
 
         Args:
             memo: to be cleared when a new snapshot is taken.
@@ -160,13 +159,16 @@ class Candidates:
         key = key_of(predictor, history, K)
         if key is not None and key in memo:
             return replace(memo[key], predict_s=0.0, verify_s=0.0)
-        candidate = self.make(predictor, history, K)
-        if candidate.coefficients is not None:
-            self.release(candidate)
-            candidate = replace(candidate, full=None)
+        made = self.make(predictor, history, K)
+        self.release(made)
+        candidate = replace(made, full=None)
         if key is not None:
             memo[key] = candidate
         return candidate
+
+    def again(self, candidate: Candidate, predictor: Predictor, history: History, K: int) -> Candidate:
+        """`candidate` with its weights, predicted a second time from the history it was made from."""
+        return replace(candidate, full=predictor.predict(replace(history, scratch=[self._vector()]), K))
 
     def release(self, candidate: Candidate) -> None:
         """Reuse its memory; its `full` must not be read afterwards."""

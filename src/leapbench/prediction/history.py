@@ -33,6 +33,11 @@ class Snapshot:
     exp_avg_sq: Tensor | None = None
     updates: int = 0
 
+    def rounded(self, weights: torch.dtype, moments: torch.dtype) -> Snapshot:
+        """This snapshot with its vectors in these dtypes; vectors that already are, are shared."""
+        m, v = (None if vector is None else vector.to(moments) for vector in (self.exp_avg, self.exp_avg_sq))
+        return replace(self, weights=self.weights.to(weights), exp_avg=m, exp_avg_sq=v)
+
 
 @dataclass(frozen=True)
 class History:
@@ -73,6 +78,10 @@ class History:
                 f"{h} snapshots wanted, {len(self.snapshots)} kept: a ring needs the capacity of a predictor's context"
             )
         return replace(self, snapshots=self.snapshots[-h:])
+
+    def rounded(self, weights: torch.dtype, moments: torch.dtype) -> History:
+        """This history as it would be with its vectors stored in these dtypes; vectors that already are, are shared."""
+        return replace(self, snapshots=tuple(snapshot.rounded(weights, moments) for snapshot in self.snapshots))
 
     def extended(self, weights: Tensor, K: int) -> History:
         """This history with predicted `weights` (N,) appended as if K more steps had been taken."""

@@ -52,7 +52,7 @@ class Explorer:
                 self.folder.append(LANDSCAPE, {"step": step, "protocol": reading.name, **row})
         for reading, starts in self.retraining:
             if reading.confirmed:
-                history = reading.ring.history(until=step) if is_kept else None
+                history = reading.history(until=step) if is_kept else None
                 starts.offer(Start(step, reading.detector.stable_in_a_row, loss_now, history))
 
     def at_the_end(self) -> None:
@@ -73,12 +73,12 @@ class Explorer:
     def _chain(self, reading: Reading, step: int, loss_now: float) -> None:
         for depth, K in self.config.cascade.chains:
             key = {"step": step, "protocol": reading.name, "depth": depth, "K": K, "loss_now_nats": loss_now}
-            for row in chained(self.candidates, reading.predictors, reading.ring.history(), depth, K):
+            for row in chained(self.candidates, reading.predictors, reading.history(), depth, K):
                 self.folder.append(CASCADE, key | row)
 
     def _landscape(self, form: LandscapeForm, reading: Reading, loss_now: float) -> Iterable[dict[str, Any]]:
         """The published form leaves chaotic checkpoints out, and those too close to the end for its K."""
-        history, config = reading.ring.history(), self.config
+        history, config = reading.history(), self.config
         if form == LandscapeForm.tangent:
             return along_the_direction(self.candidates, reading.predictors, history, config.landscape, loss_now)
         if reading.regime == Regime.chaotic or history.now.position + SECANT_K > config.train.steps:

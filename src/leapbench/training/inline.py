@@ -47,6 +47,11 @@ class InlineLeaps:
         """The optimizer's, if the predictor reads them."""
         return self.leap.moments if self.leap is not None else None
 
+    @property
+    def longest(self) -> int:
+        """Positions that a leap passes, 0 where there are no leaps."""
+        return self.leap.K if self.leap is not None else 0
+
     def after_checkpoint(self, position: int, regime: Regime, confirmed: bool, loss_now: float) -> tuple[int, float]:
         """Leap if the regime is confirmed and the loss falls; the position reached and the loss there, nats."""
         self.skipped = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -20,12 +21,16 @@ from leapbench.training.explore import Explorer
 from leapbench.training.inline import InlineLeaps
 from leapbench.training.mode import Parts
 from leapbench.training.parts import build_detector, build_predictors, unusable
-from leapbench.training.reading import Reading, storage_of
+from leapbench.training.reading import Reading
 
 
 @dataclass
 class Pending:
-    """A proposal that waits for the step it aims at: its row so far, and what its distance follows from."""
+    """A proposal that waits for the step it aims at: its row so far, and the candidate without its weights.
+
+    Weights that no coefficients make are predicted again when the truth is there: keeping those of every K would take
+    tens of gigabytes at 124 million parameters.
+    """
 
     row: dict[str, Any]
     candidate: Candidate
@@ -35,8 +40,8 @@ class Pending:
 class Observer(Parts):
     """Takes snapshots, finds regimes, proposes, and fills in the truth when step t + K comes.
 
-    What is observed are the weights that the run would hand over. Protocols that store snapshots in the same
-    way share rings and equal candidates.
+    What is observed are the weights that the run would hand over. One ring keeps them in the widest dtypes that a
+    protocol asks for; the others see it rounded. Protocols that store snapshots in the same way share equal candidates.
 
     A step is a place in the schedule here. Places and updates are the same, unless the training makes leaps of its own
     (`train.inline_leaps`), as the published code of Leap+Verify does: then the snapshot of that step is taken after the
@@ -60,12 +65,10 @@ class Observer(Parts):
         self.moments = self.inline.moments
         if needs_moments and self.moments is None:
             self.moments = moments_of(self.optimizer, self.scored.weights)
-        self.rings: dict[str, Ring] = {}
         device = torch.device(config.history_device) if config.history_device else None
-        for name, protocol in config.protocols.items():
-            self.rings.setdefault(storage_of(protocol), self._ring(protocol, predictors[name], device))
+        self.ring = self._ring([p for by_name in predictors.values() for p in by_name.values()], device)
         self.readings = [
-            Reading(name, protocol, predictors[name], self.rings[storage_of(protocol)], build_detector(config, name))
+            Reading(name, protocol, predictors[name], self.ring, build_detector(config, name))
             for name, protocol in config.protocols.items()
         ]
         self.candidates = Candidates(
@@ -119,8 +122,8 @@ class Observer(Parts):
         self.memo.clear()
         is_kept = self._is_kept(self.arrived)
         self.clock.enter("snapshot")
-        for ring in self.rings.values() if is_kept else ():
-            ring.push(self.arrived, position, self.scored.vector, self.moments)
+        if is_kept:
+            self.ring.push(self.arrived, position, self.scored.vector, self.moments)
 
         # ---- predict, verify -----------------------------------------------------------------------------------------
         self.clock.enter("other")
@@ -164,8 +167,8 @@ class Observer(Parts):
         """
         horizons = [K for K in self.config.horizons if position + K <= self.config.train.steps]
         for reading in self.readings:
-            history = reading.ring.history()
-            if reading.ring.weights_dtype == self.scored.vector.dtype:
+            history = reading.history()
+            if history.now.weights.dtype == self.scored.vector.dtype:
                 self.memo[key_of_sum(history, [(step, 1.0)])] = Candidate(None, 1.0, loss_reached, [1.0])
             ready = {name: p for name, p in reading.predictors.items() if p.context <= len(history.snapshots)}
             for name, predictor in ready.items():
@@ -184,26 +187,30 @@ class Observer(Parts):
 
         Without a loss, the training has leapt over the place: there is no truth.
         """
-        distances: dict[tuple[str, int], DistanceToTruth] = {}
         due = self.pending.pop(place, [])
         for pending in due:
-            row, kind = pending.row, storage_of(self.config.protocols[pending.row["protocol"]])
-            key = (kind, row["step"])
-            finite = abs(row["loss_pred_nats"]) < float("inf")
-            row["loss_true_nats"] = loss_true
-            if loss_true is None:
-                row |= dict.fromkeys(("rel_l2_to_true", "rel_l2_now_to_true", "cosine"))
-            else:
-                if key not in distances:
-                    distances[key] = DistanceToTruth(self.rings[kind].history(until=row["step"]), self.scored.vector)
-                distance = distances[key].of(pending.candidate)
-                row |= {"rel_l2_to_true": distance.rel_l2_to_true}
-                row |= {"rel_l2_now_to_true": distance.rel_l2_now_to_true, "cosine": distance.cosine}
-            self.folder.append(PROPOSALS, row | {"status": "ok" if finite else "nonfinite"})
-        in_use = {address_of(proposal.candidate) for proposals in self.pending.values() for proposal in proposals}
+            pending.row |= {"loss_true_nats": loss_true}
+            pending.row |= dict.fromkeys(("rel_l2_to_true", "rel_l2_now_to_true", "cosine"))
+        if loss_true is not None:
+            for reading in self.readings:
+                self._measure(reading, [pending for pending in due if pending.row["protocol"] == reading.name])
         for pending in due:
-            if address_of(pending.candidate) not in in_use:
-                self.candidates.release(pending.candidate)
+            finite = abs(pending.row["loss_pred_nats"]) < float("inf")
+            self.folder.append(PROPOSALS, pending.row | {"status": "ok" if finite else "nonfinite"})
+
+    def _measure(self, reading: Reading, due: list[Pending]) -> None:
+        """Put the distances to the live weights into the rows of one protocol."""
+        for step in sorted({pending.row["step"] for pending in due}):
+            distances = DistanceToTruth(reading.history(until=step), self.scored.vector)
+            for pending in due:
+                row, candidate = pending.row, pending.candidate
+                if row["step"] != step:
+                    continue
+                if candidate.coefficients is None:
+                    predictor = reading.predictors[row["predictor"]]
+                    candidate = self.candidates.again(candidate, predictor, distances.history, row["K"])
+                row |= vars(distances.of(candidate))
+                self.candidates.release(candidate)
 
     def totals(self) -> dict[str, int]:
         """The number of proposals, and of leaps that the training itself made."""
@@ -212,7 +219,7 @@ class Observer(Parts):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
-            "rings": {kind: ring.state_dict() for kind, ring in self.rings.items()},
+            "ring": self.ring.state_dict(),
             "detectors": {reading.name: reading.detector.state_dict() for reading in self.readings},
             "pending": {step: [vars(proposal.candidate) | {"row": proposal.row} for proposal in waiting]
                         for step, waiting in self.pending.items()},
@@ -222,8 +229,7 @@ class Observer(Parts):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
-        for kind, ring in self.rings.items():
-            ring.load_state_dict(state["rings"][kind], self.scored.weights.vector.device)
+        self.ring.load_state_dict(state["ring"], self.scored.weights.vector.device)
         for reading in self.readings:
             reading.detector.load_state_dict(state["detectors"][reading.name])
         self.pending = {
@@ -237,18 +243,21 @@ class Observer(Parts):
         self.inline.load_state_dict(state["inline"])
         self.explorer.load_state_dict(state["explorer"], self.scored.vector.device)
 
-    def _ring(self, protocol: ProtocolConfig, predictors: dict[str, Predictor], device: torch.device | None) -> Ring:
+    def _ring(self, predictors: list[Predictor], device: torch.device | None) -> Ring:
         """A ring for the contexts of `predictors`; snapshots stay until the truth of their proposals is known."""
-        intervals = -(-self.config.horizons[-1] // self.config.train.interval)
+        config, stored = self.config, [protocol.history for protocol in self.config.protocols.values()]
+        waiting = -(-(config.horizons[-1] + self.inline.longest) // config.train.interval) - 1  # newer than what waits
+        with_moments = any(p.needs_moments for p in predictors)
         return Ring(
-            capacity=max((p.context for p in predictors.values()), default=1) + intervals,
-            interval=self.config.train.interval,
+            capacity=max((p.context for p in predictors), default=1) + waiting,
+            interval=config.train.interval,
             layout=self.scored.weights.layout,
             factor_at=self.factor_at,
             adam=self.moments.groups if self.moments else (),
-            moments_capacity=max((p.context for p in predictors.values() if p.needs_moments), default=0),
-            weights_dtype=getattr(torch, protocol.history.weights),
-            moments_dtype=getattr(torch, protocol.history.moments),
+            moments_capacity=max((p.context for p in predictors if p.needs_moments), default=0)
+            + waiting * with_moments,
+            weights_dtype=reduce(torch.promote_types, (getattr(torch, history.weights) for history in stored)),
+            moments_dtype=reduce(torch.promote_types, (getattr(torch, history.moments) for history in stored)),
             device=device,
         )
 
@@ -259,8 +268,3 @@ class Observer(Parts):
         positive = self.moments.exp_avg_sq > 0
         underflowed = positive & (self.moments.exp_avg_sq.to(getattr(torch, protocol.history.moments)) == 0)
         return float(underflowed.sum()) / max(1, int(positive.sum()))
-
-
-def address_of(candidate: Candidate) -> int | None:
-    """Where in memory the prediction lies: the same for protocols that share it."""
-    return None if candidate.full is None else candidate.full.data_ptr()

@@ -61,4 +61,4 @@ class Texts:
         targets = batch["input_ids"]
         if "attention_mask" in batch and not self.config.pad_in_loss:
             targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return logits[:, :-1].flatten(0, 1).float(), targets[:, 1:].flatten()
+        return logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten()

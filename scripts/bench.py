@@ -1,4 +1,4 @@
-"""Measure snapshots, predictions and swaps: python scripts/bench.py [--sizes 1M,100M] [--floor]."""
+"""Measure snapshots, predictions and swaps: python scripts/bench.py [--sizes 1M,100M] [--floor | --step EXPERIMENT]."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from leapbench.bench import costs, floor, report
+from leapbench.bench import costs, floor, report, step
 from leapbench.config.errors import ConfigError
 from leapbench.training.prepare import pick_device
 
@@ -42,12 +42,24 @@ def main() -> int:
     parser.add_argument("--repeats", type=positive, default=9, help="rounds; ten times as many for small models")
     parser.add_argument("--out", type=Path, default=Path("results/checks"), help="where the tables go")
     parser.add_argument("--floor", action="store_true", help="also time observing against its floor (minutes)")
+    parser.add_argument(
+        "--step",
+        metavar="EXPERIMENT",
+        help="only time the training step of an experiment (and overrides) against a bare loop",
+    )
     parser.add_argument("--steps", type=positive, default=400, help="training steps of --floor")
-    parser.add_argument("--rounds", type=positive, default=3, help="rounds of --floor")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of --floor and --step")
     args = parser.parse_args()
     device = pick_device(args.device)
     torch.set_num_threads(1)
     print(report.machine(device))
+    if args.step:
+        words = args.step.split()
+        cost = step.measure(floor.configured(f"experiment={words[0]}", *words[1:]), device, args.rounds)
+        setting = f"experiment={args.step}, {args.rounds} rounds in turn."
+        print(report.step_console(cost))
+        print(f"wrote {', '.join(str(path) for path in report.write_step(cost, setting, device, args.out))}")
+        return 0
     tables = []
     for parameters in args.sizes:
         rows = []

@@ -62,7 +62,7 @@ def interleaved(
     Returns:
         rounds x batch timings per measure.
     """
-    wait: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], object] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     timings: dict[str, list[Timing]] = {name: [] for name in measures}
     for i in range(-warm_up, rounds):
         for name, measure in measures.items():

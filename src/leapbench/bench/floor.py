@@ -48,12 +48,15 @@ class Floor:
 def embedded(steps: int, rounds: int, device: str) -> tuple[Floor, str]:
     """The floor of two predictors and six K on the embedded text, and a description of what was run."""
     common = (f"train.steps={steps}", f"device={device}", "progress=false", "checkpoint.every_s=null")
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        baseline, observed = (
-            resolve(compose("config", [*common, *overrides])) for overrides in (("predictor=none",), OBSERVED)
-        )
+    baseline, observed = (configured(*common, *overrides) for overrides in (("predictor=none",), OBSERVED))
     setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={steps}, {rounds} rounds."
     return measure(baseline, observed, rounds), setting
+
+
+def configured(*overrides: str) -> RunConfig:
+    """The configuration that these overrides make of conf/."""
+    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+        return resolve(compose("config", list(overrides)))
 
 
 def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:

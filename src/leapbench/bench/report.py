@@ -12,6 +12,7 @@ import torch
 
 from leapbench.bench.costs import INTERVAL, PREDICT_AT_MOST, SWAP_AT_LEAST, K
 from leapbench.bench.floor import Floor
+from leapbench.bench.step import AT_MOST, StepCost
 
 SHOWN = {
     "predictor": "predictor", "form": "form", "copy_ms": "copy ms",
@@ -96,6 +97,31 @@ def write_floor(floor: Floor, setting: str, device: torch.device, folder: Path) 
     parts += ["Laps of one observed run, s: " + ", ".join(f"{lap} {s:.2f}" for lap, s in floor.laps.items()) + "."]
     frame = pd.DataFrame([*floor.parts, *floor.ratios]).assign(machine=machine(device), setting=setting)
     return _files(folder, "bench_floor", frame, parts)
+
+
+def step_console(cost: StepCost) -> str:
+    """The figures of a training step, one per line."""
+    return "\n".join(f"{what}: {value}" for what, value in _step_rows(cost))
+
+
+def write_step(cost: StepCost, setting: str, device: torch.device, folder: Path) -> list[Path]:
+    """bench_step.csv and bench_step.md; `setting` says what was trained and how often."""
+    parts = ["# The training step", "", f"{machine(device)}. {setting}", "", "| | |", "|---|---|"]
+    parts += [f"| {what} | {value} |" for what, value in _step_rows(cost)]
+    frame = pd.DataFrame([vars(cost) | {"ratio": cost.ratio, "bare_share": cost.bare_share}])
+    return _files(folder, "bench_step", frame.assign(machine=machine(device), setting=setting), parts)
+
+
+def _step_rows(cost: StepCost) -> list[tuple[str, str]]:
+    verdict = "met" if cost.ratio <= AT_MOST else "missed"
+    return [
+        ("one step of the suite, s", f"{cost.suite_s:.3g}"),
+        ("one step of a bare loop, s", f"{cost.bare_s:.3g}"),
+        ("suite / bare", f"{cost.ratio:.3f} (at most {AT_MOST}: {verdict})"),
+        ("operations in matrix products of one step", f"{cost.flops:.3g}"),
+        ("rate of a matrix product alone, per second", f"{cost.rate:.3g}"),
+        ("share of that rate that the bare loop reaches", f"{100 * cost.bare_share:.0f} %"),
+    ]
 
 
 def _files(folder: Path, stem: str, frame: pd.DataFrame, parts: list[str]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 
@@ -33,7 +34,7 @@ class Clock:
 
     def __init__(self, device: torch.device, spent: dict[str, float] | None = None) -> None:
         self.seconds = dict.fromkeys(LAPS, 0.0) | (spent or {})
-        self._wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing
+        self._wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
         self._lap, self._since = "other", time.perf_counter()
 
     def enter(self, lap: str) -> None:

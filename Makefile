@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 NAME ?=
 ARGS ?=
 
-.PHONY: setup demo test lint sweep tune tables report bench
+.PHONY: setup demo test lint sweep tune tables report bench gpu
 
 setup: $(STAMP)
 
@@ -56,3 +56,7 @@ report: setup
 
 bench: setup
 	$(BIN)/python scripts/bench.py $(ARGS)
+
+# On a machine with CUDA. Without a network nothing can be installed there: then PYTHON is one that has what is needed.
+gpu:
+	PYTHONPATH=src$${PYTHONPATH:+:$$PYTHONPATH} $(or $(wildcard $(BIN)/python),$(PYTHON)) checks/gpu.py $(ARGS)

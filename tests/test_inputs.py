@@ -110,7 +110,7 @@ REFUSED = {
     ),
     "a landscape in leap mode": no(*LEAP, "landscape.enabled=true", line=r"^landscape\.enabled=true does nothing in"),
     "schedule.floor=2": no("schedule.floor=2", line=r"^schedule\.floor=2\.0 must be between 0 and 1$"),
-    "a warm-up beyond the run": no("schedule.warmup=25", line=r"warmup=25 is longer than the run; use train\.steps=24"),
+    "a warm-up beyond the run": no("schedule.warmup=25", line=r"longer than the run of .*; use schedule\.warmup=24"),
     "a restart beyond the run": no("schedule=cosine_two_stage", line=r"restart_at=1500 is not within the run"),
     "optimizer.betas=[0.9]": no("optimizer.betas=[0.9]", line=r"^optimizer=adamw: betas=\[0\.9\] must be two numbers"),
     "a seed that no mask takes": no(

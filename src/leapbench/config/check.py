@@ -53,7 +53,10 @@ def check(config: RunConfig) -> None:
 def _check_schedule(config: RunConfig) -> None:
     schedule, steps = config.schedule, config.train.steps
     if schedule.warmup > steps:
-        raise ConfigError(f"schedule.warmup={schedule.warmup} is longer than the run; use train.steps={steps} at most")
+        raise ConfigError(
+            f"schedule.warmup={schedule.warmup} is longer than the run of train.steps={steps}; "
+            f"use schedule.warmup={steps} at most"
+        )
     if schedule.name == ScheduleName.cosine_two_stage:
         if schedule.restart_at is None or schedule.restart is None:
             raise ConfigError(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from leapbench.figures.style import LAP_COLOUR, SPARE_STYLES, grid, predictor_styles
+from leapbench.figures.style import LAP_COLOUR, SPARE_STYLES, grid, mean_over, predictor_styles
 from leapbench.names import BASELINE, PERSISTENCE, VALIDATION, VERIFICATION
 from leapbench.tables.leaping import OVERHEAD
 from leapbench.tables.methods import MAIN
@@ -68,9 +68,8 @@ def time_to_baseline(frame: pd.DataFrame, name: str) -> Figure | None:
         Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="not reached by all seeds (m/n did)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    n = int(rows["n_seeds"].max())
-    figure.suptitle(f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\nmean over n ≤ {n} "
-                    "paired seeds, bars: 95 % bootstrap interval; left of the line is faster")  # fmt: skip
+    figure.suptitle(f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\n"
+                    f"{mean_over(rows, 'paired seeds')}; left of the line is faster")  # fmt: skip
     return figure
 
 
@@ -151,8 +150,7 @@ def overhead(frame: pd.DataFrame, name: str) -> Figure | None:
     ax.invert_yaxis()
     ax.set_xlabel("share of the charged time [%]")
     figure.legend(loc="outside lower center", ncols=len(OVERHEAD))
-    figure.suptitle(f"Overhead of leaping: {name}\nmean over n ≤ {int(rows['n_seeds'].max())} seeds, bars: 95 % "
-                    "bootstrap interval of the sum")  # fmt: skip
+    figure.suptitle(f"Overhead of leaping: {name}\n{mean_over(rows)} of the sum")
     return figure
 
 
@@ -181,10 +179,7 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
         ax.set_title(f"rule {rule}")
         ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes[0, 0].set_ylabel("loss - baseline's at equal charged time [nats]")
-    n = int(rows["n_seeds"].max())
-    note = (
-        f"mean over n ≤ {n} seeds' mean leaps, bars: 95 % bootstrap interval; below 0 the run is ahead of its baseline"
-    )
+    note = f"{mean_over(rows, 'seeds, of the mean leap of each')}; below 0 the run is ahead of its baseline"
     lines = textwrap.wrap(note, max(40, int(11 * figure.get_figwidth())))  # about 11 characters per inch
     figure.suptitle("\n".join([f"After a leap: {name}", *lines]))
     return figure

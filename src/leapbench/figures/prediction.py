@@ -12,11 +12,13 @@ from leapbench.figures.style import (
     SPARE_STYLES,
     grid,
     mark_at_top,
+    mean_over,
     plain_log,
     predictor_legend,
     predictor_styles,
     predictors_of,
     protocols_of,
+    seeds_of,
     with_interval,
 )
 from leapbench.tables.acceptance import REGIMES, distance_ratio
@@ -68,8 +70,7 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
                 ax.set_xlabel("K [steps]")
         row[0].set_ylabel(f"{protocol}\naccepted [%]")
     predictor_legend(figure, predictors, *cited[:1])
-    n = int(frame["n_seeds"].max())
-    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; mean over n ≤ {n} seeds, bars: 95 % bootstrap interval")
+    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; {mean_over(frame[frame['n_seeds'] > 0])}")
     return figure
 
 
@@ -106,8 +107,7 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_xlabel("K [steps]")
     ax.set_ylabel("predicted loss / loss now")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}, n = {int(rows['n_seeds'].max())} seeds, "
-                    "bars: 95 % bootstrap interval")  # fmt: skip
+    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}; {mean_over(rows[rows['n_seeds'] > 0])}")
     return figure
 
 
@@ -139,7 +139,7 @@ def skill(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("skill: gained by the candidate / by training")
     predictor_legend(figure, predictors, Line2D([], [], color="#555555", ls=":", label="training on"))
-    figure.suptitle(f"Skill: {name}\nmedian over checkpoints, bars: quartiles, n = {rows['seed'].nunique()} seeds; "
+    figure.suptitle(f"Skill: {name}\nmedian over checkpoints, bars: quartiles, {seeds_of(rows['seed'].nunique())}; "
                     "linear between -1 and 1")  # fmt: skip
     return figure
 
@@ -172,6 +172,6 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("distance to θ(t+K): candidate / θ(t)")
     predictor_legend(figure, predictors)
-    figure.suptitle(f"Distance to the true weights: {name}\nmedian, bars: quartiles, n = "
-                    f"{rows['seed'].nunique()} seeds; below 1: closer than staying")  # fmt: skip
+    figure.suptitle(f"Distance to the true weights: {name}\nmedian, bars: quartiles, "
+                    f"{seeds_of(rows['seed'].nunique())}; below 1: closer than staying")  # fmt: skip
     return figure

@@ -110,6 +110,20 @@ def predictor_legend(figure: Figure, predictors: list[str], *extra_handles: Line
     )
 
 
+def seeds_of(n: int) -> str:
+    """How many seeds, for a title."""
+    return "1 seed" if n == 1 else f"n = {n} seeds"
+
+
+def mean_over(frame: pd.DataFrame, of: str = "seeds") -> str:
+    """What marks and bars are, for a title: means over as many seeds as the cell with the most has."""
+    n = int(frame["n_seeds"].max())
+    if n == 1:
+        return "one seed"
+    fewer = "at most " if frame["n_seeds"].min() < n else ""
+    return f"mean over {fewer}{n} {of}, bars: 95 % bootstrap interval"
+
+
 def plain_log(ax: Axes) -> None:
     """A logarithmic y axis with plain numbers at its ticks."""
     ax.set_yscale("log")

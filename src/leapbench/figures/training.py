@@ -20,6 +20,7 @@ from leapbench.figures.style import (
     predictor_styles,
     predictors_of,
     protocols_of,
+    seeds_of,
 )
 from leapbench.names import VERIFICATION, Regime
 
@@ -59,7 +60,7 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
     for line, word in zip(lines, words, strict=False):
         line.set_label(word)
     figure.legend(handles=[*lines[: len(words)], *patches], loc="outside lower center", ncols=5)
-    figure.suptitle(f"Loss and regimes: {name}\none strip per seed below, n = {len(seeds)} seeds")
+    figure.suptitle(f"Loss and regimes: {name}\none strip per seed below, {seeds_of(len(seeds))}")
     return figure
 
 
@@ -97,7 +98,7 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
     handles += [Line2D([], [], color="#222222", lw=0.9, ls="--", label="1 - τ_high, 1 - τ_low")]
     handles += [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in BANDS]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(protocols)))
-    figure.suptitle(f"Similarity of consecutive checkpoints: {name}\nn = {rows['seed'].nunique()} seeds")
+    figure.suptitle(f"Similarity of consecutive checkpoints: {name}\n{seeds_of(rows['seed'].nunique())}")
     return figure
 
 
@@ -134,5 +135,5 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     predictor_legend(figure, predictors)
     K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
     figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, bars: quartiles, "
-                    f"n = {rows['seed'].nunique()} seeds")  # fmt: skip
+                    f"{seeds_of(rows['seed'].nunique())}")  # fmt: skip
     return figure

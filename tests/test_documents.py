@@ -46,6 +46,8 @@ NOT_RUN = {
     "python checks/chaos.py": "takes an hour",
     "python checks/interrupts.py": "takes ten minutes; tests/training/test_signals.py",
     "python checks/usage_line.py": "takes a Slurm",
+    "make gpu": "takes a GPU; tests/test_devices.py",
+    "make gpu PYTHON=python3": "takes a GPU",
     "pytest -m slurm": "takes a Slurm; those tests are part of the suite where there is one",
 }  # fmt: skip
 
@@ -74,11 +76,14 @@ REMARKS = ("wandb: ", "regime=published: nothing is calibrated")
 APPENDED: dict[str, tuple[str, ...]] = {
     "make demo": (*TEXT, "train.steps=60", "train.interval=10", "eval.every=60", "K=10", "hydra.launcher.n_jobs=1"),
     "python train.py experiment=leap_verify_gpt2": (*TEXT, *STEPS, *HUB),
+    "python train.py experiment=leap_verify_gpt2_cpu": (
+        *TEXT, *STEPS, "dataset.tokenizer=byte", "dataset.vocab_size=null", "model.config.vocab_size=300",
+    ),
     "python train.py experiment=pdt_resnet50": DIGITS,
     "python train.py dataset=text_files dataset.path=/my/texts": (*TEXT, *STEPS),
     "make sweep NAME=leap_verify_embedded": ("--dry-run",),  # tests/cluster runs sweeps
     "make sweep NAME=ttb_embedded": ("--dry-run",),
-}
+}  # fmt: skip
 
 
 class Example(NamedTuple):

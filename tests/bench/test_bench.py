@@ -6,10 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
+import gpu
 from helpers import script
-from leapbench.bench import costs, floor, report
+from leapbench.bench import costs, floor, report, step
 from leapbench.bench.usual import StateDictWay
 from leapbench.names import PROJECT
+from leapbench.training.run import run
 from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
@@ -152,3 +154,37 @@ def test_the_command(rows, tmp_path, monkeypatch):
     end = script(monkeypatch, "bench", "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path))
     assert end.status == 0
     assert "times faster" in end.out and f"wrote {tmp_path / 'bench.csv'}" in end.out
+
+
+def test_the_training_step_against_a_bare_loop(lab, tmp_path):
+    config = lab.config("predictor=none", "train.precision=bfloat16")
+    cost = step.measure(config, CPU, rounds=3)
+    width, sequences, tokens = 32, 4, 16
+    forward = 2 * sequences * tokens * (12 * width**2 + 256 * width)  # of one block and the output layer
+    attention = 2 * 2 * sequences * tokens**2 * width
+    assert cost.flops == pytest.approx(3 * (forward + attention), rel=0.15)
+    assert cost.suite_s > 0 and cost.rate > 0
+    assert cost.ratio == cost.suite_s / cost.bare_s and cost.bare_share == cost.flops / cost.bare_s / cost.rate
+    table, page = report.write_step(cost, "a tiny run", CPU, tmp_path)
+    assert pd.read_csv(table)["ratio"].item() == pytest.approx(cost.ratio, rel=1e-4)
+    assert f"{cost.ratio:.3f} (at most 1.15: {'met' if cost.ratio <= 1.15 else 'missed'})" in page.read_text()
+
+
+def test_make_gpu_says_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    assert gpu.main() == 2 and capsys.readouterr().err == "PyTorch sees no CUDA device here: nothing to check\n"
+
+
+@pytest.mark.parametrize("experiment", sorted(gpu.EXPERIMENTS))
+def test_what_make_gpu_trains(experiment, lab, tmp_path):
+    """Its command line is a valid one, at full size; the description is of the run that it leaves."""
+    commands = gpu.parts(tmp_path, tmp_path, memory=0, overrides=["history_device=cpu"])
+    words = [word for word in commands[experiment][0][2:] if word != "device=cuda"]
+    config = floor.configured(*words)
+    assert config.train.steps == 200 and config.model.config["vocab_size"] > 50_000 and config.history_device == "cpu"
+    assert set(config.protocols) == {"exact", "paper", "code", "code_float32"}
+    outcome = run(lab.config("predictor=[linear]", f"suite={experiment}"))
+    text = "\n".join(gpu.described(outcome.folder.parent))
+    assert text.startswith("completed: 24 steps of ") and "| linear" in text
+    assert gpu.described(tmp_path) == ["No run was recorded."]

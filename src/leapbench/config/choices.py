@@ -56,6 +56,7 @@ class ScheduleName(StrEnum):
     constant = auto()
     cosine = auto()
     cosine_two_stage = auto()
+    linear = auto()
     wsd = auto()
 
 

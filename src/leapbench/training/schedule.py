@@ -14,8 +14,8 @@ def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:
 
     Args:
         schedule: constant | cosine (to `floor`) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one from
-            `restart` to `floor` after it, as in PDT's ImageNet runs) | wsd (linear to `floor` over the last `decay`
-            share), each after `warmup` steps of linear warm-up from `warmup_from`; all but positions are shares of the
+            `restart` to `floor` after it, as in PDT's ImageNet runs) | linear (to `floor`) | wsd (linear to `floor` over
+            the last `decay` share), each after `warmup` steps of linear warm-up from `warmup_from`; all but positions are shares of the
             peak. `warmup_from` is the rate before the first step, or with `warmup_begins=at` the first step's own, as
             both papers' code has it. With `floor_form=clamped` the cosine falls towards 0 and is held at `floor`, as in
             the code of Leap+Verify (arXiv:2602.19580). `every`: positions between two changes; PDT's code has an epoch.
@@ -37,8 +37,9 @@ def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:
             if position < schedule.restart_at:
                 return cosine(1.0, floor, warmup, schedule.restart_at, position)
             return cosine(schedule.restart, floor, schedule.restart_at, steps, position)
-        if schedule.name == ScheduleName.wsd:
-            span = max(1.0, schedule.decay * steps)
+        if schedule.name in (ScheduleName.linear, ScheduleName.wsd):
+            share = 1 - warmup / steps if schedule.name == ScheduleName.linear else schedule.decay
+            span = max(1.0, share * steps)
             return max(floor, 1 - (1 - floor) * max(0.0, position - (steps - span)) / span)
         return 1.0
 

@@ -202,3 +202,27 @@ def smooth(seed, size=200, h=5):
     t = np.arange(h) / h
     curves = rng.standard_normal((size, 3)) @ np.stack([t, t**2, np.sin(5 * t)]) * 0.3
     return rng.standard_normal((size, 1)) + curves + 0.01 * rng.standard_normal((size, h))
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """Five Newton-Schulz steps in bfloat16, with the smaller side first (Muon)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / max(float(x.norm()), 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def muon(theta, grads, lr, momentum=0.95, decay=0.01):
+    """`theta` after one Muon step per gradient."""
+    buffer = torch.zeros_like(theta)
+    for grad in grads:
+        buffer = momentum * buffer + (1 - momentum) * grad  # the scale does not matter to the direction
+        direction = orthogonalised((1 - momentum) * grad + momentum * buffer)
+        theta = theta - lr * decay * theta
+        theta = theta - lr * max(1.0, theta.shape[0] / theta.shape[1]) ** 0.5 * direction.float()
+    return theta

@@ -234,7 +234,7 @@ def one_line(pattern, mistake):
         ("optimizer.lr", float("nan"), r"optimizer\.lr=nan must be a positive number"),
         ("optimizer.lr", float("inf"), r"optimizer\.lr=inf must be a positive number"),
         ("optimizer.lr", "fast", r"optimizer\.lr"),
-        ("schedule.name", "linear", r"schedule\.name=linear is unknown; use constant or cosine or cosine_two_"),
+        ("schedule.name", "lineal", r"schedule\.name=lineal is unknown; use constant or cosine or cosine_two_"),
         ("model.init", "random", r"model\.init=random is unknown; use scratch or pretrained"),
         ("logger", "mlflow", "logger=mlflow is unknown; use none or wandb"),
         ("cascade.chains", [[4]], r"cascade\.chains: \[4\] must be \[depth, K\]"),

@@ -9,7 +9,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import twins
 from helpers import call, captured, flat, interrupted, records, rows
-from leapbench.names import CHECKPOINT, EVALS, PROPOSALS
+from leapbench.names import CHECKPOINT, EVALS, PROPOSALS, SUMMARY
+from leapbench.optimizers.muon import Muon
+from leapbench.prediction.moments import forget, moments_of
+from leapbench.prediction.weights import FlatWeights
 from leapbench.training.run import run
 from leapbench.training.workload import seed_of
 
@@ -277,3 +280,71 @@ def test_no_wrapper_is_no_part_of_a_run(lab, mean, tmp_path, monkeypatch):
     assert end.status == 0, end.err
     assert (folder_of(lab, "default") / "config.yaml").read_text().count("wrappers.Mean") == 1
     assert run(lab.config("predictor=none", "train.steps=4", "suite=bare")).run_id != folder_of(lab, "default").name
+
+
+# ---- Muon ------------------------------------------------------------------------------------------------------------
+
+
+def muon_of(*shapes):
+    """Parameters of these shapes and a Muon over them."""
+    torch.manual_seed(0)
+    parameters = [(f"h.{i}", torch.nn.Parameter(torch.randn(shape))) for i, shape in enumerate(shapes)]
+    parameters.append(("wte.weight", torch.nn.Parameter(torch.randn(5, 4))))
+    return parameters, Muon(parameters, lr=0.02)
+
+
+def test_muon_is_its_twin_and_adamw_for_the_rest():
+    parameters, optimizer = muon_of((4, 6), (6, 4), (4,))
+    starts = {name: p.detach().clone() for name, p in parameters}
+    grads = {name: [torch.randn(p.shape) for _ in range(6)] for name, p in parameters}
+    rest = {name: torch.nn.Parameter(starts[name].clone()) for name in ("h.2", "wte.weight")}
+    plain = torch.optim.AdamW(rest.values(), lr=0.02, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(6):
+        for name, p in [*parameters, *rest.items()]:
+            p.grad = grads[name][step].clone()
+        optimizer.step()
+        plain.step()
+    for name, p in parameters:
+        if name in rest:
+            torch.testing.assert_close(p, rest[name], rtol=1e-5, atol=1e-6)
+        else:  # bfloat16 inside
+            torch.testing.assert_close(p.detach(), twins.muon(starts[name], grads[name], 0.02), rtol=0, atol=6e-3)
+            assert (p - starts[name]).norm() > 0.1
+
+
+def test_muons_groups_follow_a_schedule_and_a_leap_forgets_its_momentum():
+    parameters, optimizer = muon_of((4, 6))
+    assert moments_of(optimizer, FlatWeights.of(torch.nn.ParameterList([p for _, p in parameters]))) is None
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = [p.detach().clone() for _, p in parameters]
+    for _, p in parameters:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert all(torch.equal(p, was) for (_, p), was in zip(parameters, before, strict=True))
+    buffers = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    assert any(buffer.any() for buffer in buffers)
+    forget(optimizer, steps_too=True)
+    assert not any(buffer.any() for buffer in buffers)
+
+
+def test_muon_says_what_it_cannot_do():
+    parameters, optimizer = muon_of((4, 6))
+    with pytest.raises(ValueError, match="takes no closure"):
+        optimizer.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="no parameter is a hidden matrix, which muon is for; use optimizer=adamw"):
+        Muon(parameters[1:], lr=0.01)
+
+
+def test_a_run_with_muon_resumes_bit_equal_and_skips_what_reads_moments(fresh_lab, monkeypatch):
+    words = ("optimizer=muon", "predictor=[linear,momentum]", "K=[4]", "train.precision=bfloat16")
+    whole = run(fresh_lab.config(*words, "suite=whole", "checkpoint.every_s=null"))
+    assert whole.status == "completed"
+    reason = json.loads((whole.folder / SUMMARY).read_text())["skipped"]["momentum"]
+    assert reason == "needs Adam moments; optimizer=muon keeps none"
+    killed = fresh_lab.config(*words, "suite=killed", "checkpoint.every_s=null", "checkpoint.every_steps=3")
+    with interrupted(monkeypatch, 14):
+        run(killed)
+    assert records(run(killed).folder) == records(whole.folder)
+    losses = [row["loss_nats"] for row in rows(whole.folder, EVALS)]
+    assert losses[-1] < losses[0]

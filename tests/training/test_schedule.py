@@ -17,7 +17,7 @@ def rates(name, steps=100, **options):
     return [function(position) for position in range(steps + 1)]
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "wsd"])
 def test_warm_up_is_linear_and_the_first_step_counts(name):
     found = rates(name, warmup=10, decay=0.2)
     assert found[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
@@ -42,6 +42,14 @@ def test_cosine_stays_at_its_floor_beyond_the_run():
     assert beyond(150) == pytest.approx(0.1)
 
 
+def test_linear_is_a_line_from_the_peak_to_its_floor():
+    found = rates("linear", warmup=20, floor=0.1)
+    assert found[20] == pytest.approx(1.0) and found[60] == pytest.approx(0.55) and found[100] == pytest.approx(0.1)
+    assert {round(a - b, 12) for a, b in itertools.pairwise(found[20:])} == {round(0.9 / 80, 12)}
+    assert rates("linear", warmup=0)[75] == pytest.approx(0.25)
+    assert factor_at(ScheduleConfig(name="linear", floor=0.1), 100)(150) == pytest.approx(0.1)
+
+
 def test_wsd_is_flat_and_then_a_line_to_its_floor():
     found = rates("wsd", warmup=10, decay=0.2, floor=0.5)
     assert set(found[10:81]) == {1.0}
@@ -52,7 +60,7 @@ def test_wsd_is_flat_and_then_a_line_to_its_floor():
     assert beyond(300) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "wsd"])
 def test_a_run_shorter_than_its_warm_up(name):
     assert rates(name, steps=5, warmup=10, decay=0.2)[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
 

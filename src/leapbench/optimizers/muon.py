@@ -22,8 +22,9 @@ class _Rest(Eager, torch.optim.AdamW):
 class Muon(Eager, torch.optim.Optimizer):
     """B <- mu B + g; theta <- theta - lr sqrt(max(1, rows / columns)) NS(g + mu B) - lr wd theta, for hidden matrices.
 
-    NS is the Newton-Schulz iteration, which brings all singular values near 1. Jordan et al. 2024, kellerjordan.github.io
-    /posts/muon, in torch's implementation. Embeddings, the output layer, and what is not a matrix are AdamW's.
+    NS is the Newton-Schulz iteration, which brings all singular values near 1. Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon, in torch's implementation. Embeddings, the output layer, and what is no
+    matrix are AdamW's.
 
     Args:
         parameters: (name, parameter) pairs.

@@ -14,11 +14,12 @@ def factor_at(schedule: ScheduleConfig, steps: int) -> Callable[[int], float]:
 
     Args:
         schedule: constant | cosine (to `floor`) | cosine_two_stage (a cosine to `floor` by `restart_at`, and one from
-            `restart` to `floor` after it, as in PDT's ImageNet runs) | linear (to `floor`) | wsd (linear to `floor` over
-            the last `decay` share), each after `warmup` steps of linear warm-up from `warmup_from`; all but positions are shares of the
-            peak. `warmup_from` is the rate before the first step, or with `warmup_begins=at` the first step's own, as
-            both papers' code has it. With `floor_form=clamped` the cosine falls towards 0 and is held at `floor`, as in
-            the code of Leap+Verify (arXiv:2602.19580). `every`: positions between two changes; PDT's code has an epoch.
+            `restart` to `floor` after it, as in PDT's ImageNet runs) | linear (to `floor`) | wsd (linear to `floor`
+            over the last `decay` share), each after `warmup` steps of linear warm-up from `warmup_from`; all but
+            positions are shares of the peak. `warmup_from` is the rate before the first step, or with
+            `warmup_begins=at` the first step's own, as both papers' code has it. With `floor_form=clamped` the cosine
+            falls towards 0 and is held at `floor`, as in the code of Leap+Verify (arXiv:2602.19580). `every`: positions
+            between two changes; PDT's code has an epoch.
         steps: positions of the whole run.
     """
     warmup, floor = schedule.warmup, schedule.floor

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from leapbench.bench import costs, floor, report, step
+from leapbench.config.compose import configured
 from leapbench.config.errors import ConfigError
 from leapbench.training.prepare import pick_device
 
@@ -55,7 +56,7 @@ def main() -> int:
     print(report.machine(device))
     if args.step:
         words = args.step.split()
-        cost = step.measure(floor.configured(f"experiment={words[0]}", *words[1:]), device, args.rounds)
+        cost = step.measure(configured(f"experiment={words[0]}", *words[1:]), device, args.rounds)
         setting = f"experiment={args.step}, {args.rounds} rounds in turn."
         print(report.step_console(cost))
         print(f"wrote {', '.join(str(path) for path in report.write_step(cost, setting, device, args.out))}")

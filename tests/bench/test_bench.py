@@ -10,6 +10,7 @@ import gpu
 from helpers import script
 from leapbench.bench import costs, floor, report, step
 from leapbench.bench.usual import StateDictWay
+from leapbench.config.compose import configured
 from leapbench.names import PROJECT
 from leapbench.training.run import run
 from leapbench.training.workload import Workload
@@ -181,7 +182,7 @@ def test_what_make_gpu_trains(experiment, lab, tmp_path):
     """Its command line is a valid one, at full size; the description is of the run that it leaves."""
     commands = gpu.parts(tmp_path, tmp_path, memory=0, overrides=["history_device=cpu"])
     words = [word for word in commands[experiment][0][2:] if word != "device=cuda"]
-    config = floor.configured(*words)
+    config = configured(*words)
     assert config.train.steps == 200 and config.model.config["vocab_size"] > 50_000 and config.history_device == "cpu"
     assert set(config.protocols) == {"exact", "paper", "code", "code_float32"}
     outcome = run(lab.config("predictor=[linear]", f"suite={experiment}"))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from leapbench.bench.costs import Timing, fastest, interleaved
-from leapbench.config.resolve import resolve
+from leapbench.config.compose import configured
 from leapbench.config.schema import RunConfig
-from leapbench.names import PROJECT, VALIDATION
+from leapbench.names import VALIDATION
 from leapbench.training.prepare import pick_device
 from leapbench.training.run import run
 from leapbench.training.schedule import factor_at
@@ -51,12 +50,6 @@ def embedded(steps: int, rounds: int, device: str) -> tuple[Floor, str]:
     baseline, observed = (configured(*common, *overrides) for overrides in (("predictor=none",), OBSERVED))
     setting = f"{' '.join(OBSERVED)} model=gpt2_nano dataset=stdlib train.steps={steps}, {rounds} rounds."
     return measure(baseline, observed, rounds), setting
-
-
-def configured(*overrides: str) -> RunConfig:
-    """The configuration that these overrides make of conf/."""
-    with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        return resolve(compose("config", list(overrides)))
 
 
 def measure(baseline: RunConfig, observed: RunConfig, rounds: int) -> Floor:

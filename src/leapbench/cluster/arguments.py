@@ -1,4 +1,4 @@
-"""The command line that scripts/sweep.py and scripts/submit.py share."""
+"""The command line that scripts/sweep.py, scripts/submit.py and scripts/judge.py share."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, folder: str = "sweeps") -> argparse.ArgumentParser:
     """NAME, --dry-run and --allow-dirty; what follows -- are overrides."""
     options = argparse.ArgumentParser(
         description=description, epilog="What follows -- is added to every command line.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    options.add_argument("name", metavar="NAME", help="a file in sweeps/, without .yaml")
+    options.add_argument("name", metavar="NAME", help=f"a file in {folder}/, without .yaml")
     options.add_argument("--dry-run", action="store_true", help="only print what would be run")
     options.add_argument("--allow-dirty", action="store_true", help="run code that differs from its commit")
     return options

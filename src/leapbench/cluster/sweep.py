@@ -95,8 +95,23 @@ def run(name: str, lines: list[list[str]], screen: Screen, cwd: Path = PROJECT) 
     Raises:
         PlanError: one of them does not resolve; nothing has been run.
     """
+    return run_planned(name, lines, plan_all(lines, cwd), screen, cwd)
+
+
+def plan_all(lines: list[list[str]], cwd: Path = PROJECT) -> list[list[PlannedRun]]:
+    """The runs of each command line.
+
+    Raises:
+        PlanError: one of them does not resolve.
+    """
     with ThreadPoolExecutor(PLANNERS) as pool:
-        plans = list(pool.map(lambda line: plan(line, cwd), lines))
+        return list(pool.map(lambda line: plan(line, cwd), lines))
+
+
+def run_planned(
+    name: str, lines: list[list[str]], plans: list[list[PlannedRun]], screen: Screen, cwd: Path = PROJECT
+) -> int:
+    """Run the command lines whose planned runs have not all ended, one after the other; the worst exit status."""
     progress = Progress(name, (run for planned in plans for run in planned))
     worst = 0
 

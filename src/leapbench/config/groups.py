@@ -259,10 +259,11 @@ class VerifyConfig:
 
 @dataclass
 class EvalConfig:
-    """Validation: only the scorer reads it."""
+    """Validation, which only the scorer reads; `verification`: sequences of that split that mode=leap scores too."""
 
     every: int = bounded(least=1)
     sequences: int = bounded(least=1)
+    verification: int | None = bounded(None, least=1)
     batch_size: int = bounded(least=1)
 
 

@@ -119,7 +119,7 @@ class RunConfig:
         """Keys that such a run never reads, so that they do not change its id."""
         unused = () if self.wrapper.name != NONE else ("wrapper",)
         if self.mode == Mode.observe:
-            return (*unused, "leap", "verify.resample")
+            return (*unused, "leap", "verify.resample", "eval.verification")
         unused = (*unused, "train.inline_leaps", "verify.checkpoints", "cascade", "landscape")
         if not self.predictors:
             return (*unused, "leap", "verify.resample", "regime", "K")

@@ -66,6 +66,10 @@ class Workload:
         kinds = {config.probes_of(protocol) for protocol in config.protocols}
         held_out = self._shuffled(VERIFICATION, sequences + (config.regime.probes if Probes.held_out in kinds else 0))
         self.verification = self._fixed(VERIFICATION, held_out[:sequences], size)
+        self._scored = {VERIFICATION: self.verification}
+        if config.eval.verification is not None:
+            numbers = self._shuffled(VERIFICATION, config.eval.verification)
+            self._scored[VERIFICATION] = self._fixed(VERIFICATION, numbers, config.eval.batch_size)
         self._probes: dict[Probes, list[Batch]] = {}
         if Probes.held_out in kinds:
             batches = self._fixed(VERIFICATION, held_out[sequences:], size)
@@ -73,7 +77,7 @@ class Workload:
         if Probes.prompts in kinds:
             self._probes[Probes.prompts] = self._in_batches(self.task.prompts(), size)
         scored = self._shuffled(VALIDATION, config.eval.sequences)
-        self.validation = self._fixed(VALIDATION, scored, config.eval.batch_size)
+        self.validation = self._scored[VALIDATION] = self._fixed(VALIDATION, scored, config.eval.batch_size)
         self._drawn: Iterable[Batch] | None = None
         self.forward: Forward = torch.compile(self.model) if config.train.compile else self.model
 
@@ -110,8 +114,8 @@ class Workload:
         return self._score(forward, self.verification).loss
 
     def score(self, forward: Forward, split: str) -> Score:
-        """Loss and accuracy on the fixed batches of `verification` or `validation`."""
-        return self._score(forward, {VERIFICATION: self.verification, VALIDATION: self.validation}[split])
+        """Loss and accuracy on the fixed batches of `verification` (`eval.verification`) or `validation`."""
+        return self._score(forward, self._scored[split])
 
     def draw(self, index: int) -> None:
         """Choose the verification examples of the `index`-th draw: a function of (model, dataset, seed) and `index`."""
@@ -200,7 +204,9 @@ class Workload:
         """`count` numbers in an order that depends on the split and its size only."""
         available, unit = self.task.sizes[split], self.task.unit
         if available < count:
-            need = "verify.sequences + regime.probes" if split == VERIFICATION else "eval.sequences"
+            need = (
+                "verify.sequences + regime.probes, or eval.verification," if split == VERIFICATION else "eval.sequences"
+            )
             raise ConfigError(
                 f"dataset={self.config.dataset.name} has {available} {split} {unit} but {need} asks for {count}; "
                 "lower it or give the dataset more data"

@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance, skill
+from leapbench.figures.rates import learning_rates
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.names import JUDGED, PROJECT, Status
 from leapbench.records.read import TRAINING, Suite, load_suite
 from leapbench.tables import LEAPT, Published, Table, build, load_published
 from leapbench.tables.acceptance import score
+from leapbench.tables.learning_rates import WITHOUT_RATE
 from leapbench.tables.methods import MAIN, WORKLOAD, leaping, of_workload, workload_name
 from leapbench.tables.render import section_name
 from leapbench.tables.time_to_baseline import leaps_of
@@ -41,6 +43,8 @@ def write_figures(
     """
     frames = {table.name: table.frame for table in tables}
     paths = _leap_figures(suite, frames, folder)
+    if "learning_rates" in frames:
+        return paths + _rate_figures(frames["learning_rates"], folder)
     completed = suite.runs[(suite.runs["status"] == Status.completed) & (suite.runs["mode"] == "observe")]
     for workload in completed[TRAINING].drop_duplicates().to_dict("records"):
 
@@ -63,6 +67,16 @@ def write_figures(
             figures["distance"] = distance(select(scored), name)
             figures["landscape"] = landscape(select(suite.landscape), name)
             paths += _save(figures, name, folder)
+    return paths
+
+
+def _rate_figures(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """In place of a set of figures for every learning rate: one figure per training, with the rates along its axis."""
+    paths: list[Path] = []
+    for training, rows in frame.groupby(WITHOUT_RATE, sort=False):
+        name = section_name(dict(zip(WITHOUT_RATE, training, strict=True)))
+        with plt.rc_context(STYLE):
+            paths += _save({"learning_rates": learning_rates(rows, name)}, name, folder)
     return paths
 
 

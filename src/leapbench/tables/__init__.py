@@ -14,6 +14,7 @@ from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, mixed, not_counted, notes_on
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.leaping import after_leap, leap_overhead
+from leapbench.tables.learning_rates import learning_rates, sweeps_rates
 from leapbench.tables.methods import leaping
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
 from leapbench.tables.render import console, latex, markdown, sections
@@ -37,7 +38,7 @@ __all__ = [
 
 OBSERVED = (
     "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "skill",
-    "momentum_catastrophe", "consistency", "cascade", "landscape", "protocols",
+    "momentum_catastrophe", "consistency", "cascade", "landscape", "protocols", "learning_rates",
 )  # fmt: skip
 LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
 TABLES = (*OBSERVED, *LEAPT)
@@ -79,6 +80,7 @@ def _observe_tables(suite: Suite, published: Published, names: list[str]) -> lis
         "cascade": lambda: cascade(suite),
         "landscape": lambda: landscape(suite),
         "protocols": lambda: protocols(suite, frames),
+        "learning_rates": lambda: learning_rates(suite, scored),
     }
     return [
         acceptance_tables[name.removeprefix("acceptance_")] if name.startswith("acceptance_") else makers[name]()
@@ -152,4 +154,6 @@ def _is_configured(suite: Suite, table: str) -> bool:
         return False
     if table == "regime_distribution":
         return bool(configs)
+    if table == "learning_rates" and not sweeps_rates(suite):
+        return False
     return any(science.get("predictors") for science in configs)

@@ -79,7 +79,8 @@ def section_name(key: dict[str, object]) -> str:
     """`gpt2_nano, stdlib, adamw lr 0.001, protocol exact`; where runs leap, `fcn_small, digits, 375 steps of 48`."""
     if "batch_size" in key:
         return workload_name(key)
-    words = [str(key["model"]), str(key["dataset"]), f"{key['optimizer']} lr {key['lr']:g}"]
+    rate = f" lr {key['lr']:g}" if "lr" in key else ""
+    words = [str(key["model"]), str(key["dataset"]), f"{key['optimizer']}{rate}"]
     words += [str(key["setting"])] if key.get("setting") else []
     return ", ".join(words + [f"{name} {key[name]}" for name in ("protocol", "rule") if name in key])
 

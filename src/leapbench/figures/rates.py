@@ -1,0 +1,57 @@
+"""The figure of a sweep of learning rates: where weights can be predicted."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from leapbench.figures.style import grid, mean_over, predictor_legend, predictor_styles, predictors_of, with_interval
+
+PROTOCOL = "exact"  # the reading that numbers are quoted in
+WORDS = {"skill": "skill", "accepted_pct": "accepted, strict [%]", "distance_ratio": "distance"}
+EVEN = {"skill": 1.0, "distance_ratio": 1.0}  # as good as training on; as far as staying
+
+
+def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
+    """Skill, acceptance and distance against the learning rate: a row each, a panel per K, a line per predictor.
+
+    Args:
+        frame: of the table `learning_rates`, for one training.
+    """
+    protocols = frame["protocol"].unique()
+    rows = frame[(frame["protocol"] == (PROTOCOL if PROTOCOL in protocols else protocols[0])) & (frame["n_seeds"] > 0)]
+    rows = rows[rows["predictor"] != "persistence"]
+    if rows.empty:
+        return None
+    predictors, horizons = predictors_of(rows), sorted(rows["K"].unique())
+    styles = predictor_styles(predictors)
+    figure, axes = grid(len(WORDS), len(horizons), 3.2, 2.6, sharey=False)
+    for panels, (measure, words) in zip(axes, WORDS.items(), strict=True):
+        for ax, K in zip(panels, horizons, strict=True):
+            ax.set_xscale("log")
+            if measure == "skill":
+                ax.set_yscale("symlog", linthresh=1)
+                ax.axhline(0, color="#000000", ls="--", lw=1.2)
+            if measure == "distance_ratio":
+                ax.set_yscale("log")
+            if measure in EVEN:
+                ax.axhline(EVEN[measure], color="#555555", ls=":" if measure == "skill" else "--", lw=1.2)
+            cells = rows[(rows["measure"] == measure) & (rows["K"] == K)]
+            for predictor, line in cells.groupby("predictor", sort=False):
+                line = line.sort_values("lr")
+                with_interval(ax, line["lr"].to_numpy(dtype=float), line, *styles[str(predictor)], "-")
+            if measure == "accepted_pct":
+                ax.set_ylim(-4, 104)
+            if panels is axes[0]:
+                ax.set_title(f"K = {K}")
+            if panels is axes[-1]:
+                ax.set_xlabel("peak learning rate")
+        panels[0].set_ylabel(words)
+    extra = [
+        Line2D([], [], color="#555555", ls=":", label="training on"),
+        Line2D([], [], color="#000000", ls="--", label="staying (persistence)"),
+    ]
+    predictor_legend(figure, predictors, *extra)
+    figure.suptitle(f"Where weights can be predicted: {name}\n{mean_over(rows)}; every checkpoint")
+    return figure

@@ -1,0 +1,65 @@
+"""At which learning rates can weights be predicted? Skill, acceptance and distance against the rate."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from leapbench.names import RuleName
+from leapbench.records.read import TRAINING, Suite
+from leapbench.tables import stats
+from leapbench.tables.acceptance import ALL
+from leapbench.tables.common import NUMBERS, Table, seeds_counted
+from leapbench.tables.numbers import MISSING, number
+from leapbench.tables.skill import skill_by_seed
+
+FEWEST = 3  # rates that make a sweep of them
+WITHOUT_RATE = [name for name in TRAINING if name != "lr"]
+KEY = [*WITHOUT_RATE, "protocol", "predictor", "K", "lr"]
+MEASURES = ("skill", "accepted_pct", "distance_ratio")
+
+
+def sweeps_rates(suite: Suite) -> bool:
+    """Whether some training is observed at several learning rates."""
+    observed = suite.runs[suite.runs["mode"] == "observe"]
+    return not observed.empty and bool((observed.groupby(WITHOUT_RATE)["lr"].nunique() >= FEWEST).any())
+
+
+def learning_rates(suite: Suite, scored: pd.DataFrame) -> Table:
+    """Skill, share accepted by `strict`, and distance, per predictor, K and learning rate; every checkpoint counts."""
+    by_seed = skill_by_seed(scored)
+    by_seed = by_seed[by_seed["regime"] == ALL]
+    accepted = scored.assign(accepted_pct=100.0 * scored[RuleName.strict].astype(float))
+    accepted = accepted.groupby([*KEY, "seed"], sort=False)["accepted_pct"].mean().reset_index()
+    by_seed = by_seed.merge(accepted, on=[*KEY, "seed"])
+    long = by_seed.melt([*KEY, "seed"], list(MEASURES), var_name="measure", value_name="value")
+    frame = stats.summarise(long.astype({"value": float}), [*KEY, "measure"], "value")
+    frame = frame.sort_values([*WITHOUT_RATE, "protocol", "measure", "predictor", "K", "lr"], kind="stable")
+    frame = frame[[*WITHOUT_RATE, "protocol", "measure", "predictor", "K", "lr", *NUMBERS]].reset_index(drop=True)
+    header = (
+        "The same training at several learning rates. skill: median of a seed's proposals at every checkpoint, 1 as "
+        "good as training on, 0 as staying; accepted: share of them with a lower held-out loss than the current "
+        "weights [%]; distance: median, below 1 is closer than staying. Mean [interval] over seeds; "
+        f"{seeds_counted(suite)}; "
+        f"{stats.INTERVAL}."
+    )
+    return Table(
+        "learning_rates", "Where weights can be predicted", frame, header, f"{len(frame)} rows",
+        sections=[*WITHOUT_RATE, "protocol"], body=_body, per_seed=by_seed,
+    )  # fmt: skip
+
+
+def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
+    """A row per measure, predictor and K; rates across."""
+    rows = []
+    for (measure, predictor, K), group in part.groupby(["measure", "predictor", "K"], sort=False):
+        row = {"measure": measure, "predictor": predictor, "K": str(K), "seeds": str(group["n_seeds"].max())}
+        rows.append(row | {f"lr={cell['lr']:g}": _text(cell, brief) for cell in group.to_dict("records")})
+    return pd.DataFrame(rows).fillna(MISSING)
+
+
+def _text(cell: Mapping[Hashable, Any], brief: bool) -> str:
+    mean, low, high = (number(cell[name]) for name in ("mean", "ci_low", "ci_high"))
+    return mean if brief or not low else f"{mean} [{low}, {high}]"

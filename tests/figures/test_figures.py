@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import pytest
 
 from leapbench import tables
 from leapbench.figures import write_figures
@@ -64,3 +65,27 @@ def test_no_two_methods_of_a_figure_share_a_colour():
     assert all(styles[name] == PREDICTOR_STYLE[name] for name in names())
     more = predictor_styles([*others, "one_more"])  # then colours come again, with other markers
     assert len(set(more.values())) == len(more)
+
+
+def test_a_sweep_of_learning_rates_is_one_figure_and_one_table(tmp_path):
+    rates = (1e-4, 1e-3, 1e-2)
+    for lr in rates:
+        for seed in range(2):
+            write_run(tmp_path / "s", seed, ("linear", "momentum"), ("exact",), (50, 100), steps=400, lr=lr)
+    (path,) = draw(tmp_path / "s", tmp_path / "out")
+    assert path.name == "learning_rates__gpt2_nano_stdlib_adamw.png"
+    suite = load_suite(tmp_path / "s")
+    (table,) = tables.build(suite, tables.load_published(PUBLISHED), "learning_rates")
+    found = table.frame[(table.frame["predictor"] == "linear") & (table.frame["K"] == 50)]
+    scored = score(suite)
+    for lr in rates:
+        rows = scored[(scored["lr"] == lr) & (scored["predictor"] == "linear") & (scored["K"] == 50)]
+        cell = found[(found["lr"] == lr) & (found["measure"] == "accepted_pct")].iloc[0]
+        assert cell["n_seeds"] == 2
+        assert cell["mean"] == pytest.approx(100 * rows.groupby("seed")["strict"].mean().mean())
+    write_run(tmp_path / "two", 0, ("linear",), ("exact",), (50,), steps=400, lr=1e-3)
+    write_run(tmp_path / "two", 0, ("linear",), ("exact",), (50,), steps=400, lr=1e-2)
+    names_of_two = {
+        table.name for table in tables.build(load_suite(tmp_path / "two"), tables.load_published(PUBLISHED))
+    }
+    assert "learning_rates" not in names_of_two

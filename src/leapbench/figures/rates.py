@@ -6,7 +6,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from leapbench.figures.style import grid, mean_over, predictor_legend, predictor_styles, predictors_of, with_interval
+from leapbench.figures.style import (
+    grid,
+    mean_over,
+    plain_log,
+    predictor_legend,
+    predictor_styles,
+    predictors_of,
+    with_interval,
+)
 
 PROTOCOL = "exact"  # the reading that numbers are quoted in
 WORDS = {"skill": "skill", "accepted_pct": "accepted, strict [%]", "distance_ratio": "distance"}
@@ -27,14 +35,21 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
     predictors, horizons = predictors_of(rows), sorted(rows["K"].unique())
     styles = predictor_styles(predictors)
     figure, axes = grid(len(WORDS), len(horizons), 3.2, 2.6, sharey=False)
+    rates = sorted(rows["lr"].unique())
+    for K, ax in zip(horizons, axes[0], strict=True):
+        ax.set_title(f"K = {K}")
+    for ax in axes[-1]:
+        ax.set_xlabel("peak learning rate")
     for panels, (measure, words) in zip(axes, WORDS.items(), strict=True):
         for ax, K in zip(panels, horizons, strict=True):
             ax.set_xscale("log")
+            ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right")
+            ax.set_xticks([], minor=True)
             if measure == "skill":
                 ax.set_yscale("symlog", linthresh=1)
                 ax.axhline(0, color="#000000", ls="--", lw=1.2)
             if measure == "distance_ratio":
-                ax.set_yscale("log")
+                plain_log(ax)
             if measure in EVEN:
                 ax.axhline(EVEN[measure], color="#555555", ls=":" if measure == "skill" else "--", lw=1.2)
             cells = rows[(rows["measure"] == measure) & (rows["K"] == K)]
@@ -43,10 +58,6 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
                 with_interval(ax, line["lr"].to_numpy(dtype=float), line, *styles[str(predictor)], "-")
             if measure == "accepted_pct":
                 ax.set_ylim(-4, 104)
-            if panels is axes[0]:
-                ax.set_title(f"K = {K}")
-            if panels is axes[-1]:
-                ax.set_xlabel("peak learning rate")
         panels[0].set_ylabel(words)
     extra = [
         Line2D([], [], color="#555555", ls=":", label="training on"),

@@ -119,6 +119,8 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
             ax.set_yscale("symlog", linthresh=2 * medians.median())
         for i, predictor in enumerate(predictors):
             group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
+            if group.empty:  # a protocol may look along one predictor alone
+                continue
             quartiles = group.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
             colour, marker = styles[predictor]
             if predictor == "persistence":

@@ -40,7 +40,8 @@ SCIENCE = {
 }  # fmt: skip
 # Of mode=leap alone: an observed run is the same run whatever they are.
 LEAP = {
-    "verify.resample": False, "eval.verification": 7, "leap.at": "start", "leap.gate": "stable", "leap.rule": "adaptive", "leap.burn_in": 1,
+    "eval.verification": 7, "verify.resample": False,
+    "leap.at": "start", "leap.gate": "stable", "leap.rule": "adaptive", "leap.burn_in": 1,
     "leap.every": 2,
     "leap.cooldown": 1, "leap.advance": False, "leap.moments": "reset", "leap.history": "keep",
     "leap.buffers": "recompute", "leap.cascade": 2, "leap.scheduler": "pdt", "leap.follow": [10],

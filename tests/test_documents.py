@@ -46,6 +46,7 @@ NOT_RUN = {
     "python checks/chaos.py": "takes an hour",
     "python checks/interrupts.py": "takes ten minutes; tests/training/test_signals.py",
     "python checks/usage_line.py": "takes a Slurm",
+    "python scripts/coverage.py": "writes into docs/; tests/tables/test_stats.py compares what it would write",
     "make gpu": "takes a GPU; tests/test_devices.py",
     "make gpu PYTHON=python3": "takes a GPU",
     "pytest -m slurm": "takes a Slurm; those tests are part of the suite where there is one",

@@ -4,15 +4,17 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import pandas as pd
 import pytest
 
 from leapbench import tables
 from leapbench.figures import write_figures
-from leapbench.figures.style import PREDICTOR_STYLE, SPARE_STYLES, predictor_styles
+from leapbench.figures.style import PREDICTOR_STYLE, SPARE_STYLES, mean_over, predictor_styles
 from leapbench.names import PROJECT
 from leapbench.prediction.predictor import names
 from leapbench.records.read import load_suite
 from leapbench.tables.acceptance import score
+from leapbench.tables.stats import BARS
 
 GOLDEN = PROJECT / "tests/tables/golden"
 sys.path.insert(0, str(GOLDEN))
@@ -56,6 +58,13 @@ def test_seeds_need_not_share_their_protocols(tmp_path):
 def test_a_suite_without_completed_runs_has_no_figures(tmp_path):
     write_run(tmp_path / "s", 0, K=(50,), steps=400, status=None)
     assert draw(tmp_path / "s", tmp_path / "out") == []
+
+
+def test_a_title_says_what_its_bars_are():
+    cells = pd.DataFrame({"n_seeds": [3, 2]})
+    assert mean_over(cells) == f"mean over at most 3 seeds, bars: {BARS}"
+    assert mean_over(cells[:1], "pairs", "geometric mean") == f"geometric mean over 3 pairs, bars: {BARS}"
+    assert mean_over(pd.DataFrame({"n_seeds": [1]})) == "one seed"
 
 
 def test_no_two_methods_of_a_figure_share_a_colour():

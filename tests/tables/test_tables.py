@@ -15,6 +15,7 @@ from leapbench import tables
 from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
+from leapbench.tables import stats
 from leapbench.tables.acceptance import rates, score
 from leapbench.tables.headline import headline
 from leapbench.tables.skill import skill_of
@@ -55,6 +56,13 @@ def test_golden_tables(tmp_path):
             pd.testing.assert_frame_equal(pd.read_csv(tmp_path / path.name), pd.read_csv(path), rtol=2e-5)
         except AssertionError as error:
             raise AssertionError(f"{wrong}\n{error}") from None
+
+
+@pytest.mark.parametrize("suite", ["tiny", "tiny_leap"])
+def test_every_header_says_which_interval_it_shows(suite, published):
+    words = (stats.INTERVAL, stats.RATE_INTERVAL, stats.RATIO_INTERVAL)
+    for table in tables.build(load_suite(GOLDEN / "raw" / suite), published):
+        assert any(word in table.header for word in words) and not set("{}") & set(table.header), table.name
 
 
 # Rules by hand
@@ -194,7 +202,8 @@ def test_catastrophe_by_hand(tmp_path, published):
         rewrite(run, "proposals.jsonl", found)
     frame = only(load_suite(tmp_path / "s"), published, "momentum_catastrophe").frame
     cell = frame.set_index(["predictor", "regime", "K"]).loc[("momentum", "all", 50)]
-    assert cell["mean"] == pytest.approx(20) and cell["std"] == pytest.approx(200**0.5)
+    assert cell["mean"] == pytest.approx(300**0.5) and cell["std"] == pytest.approx(200**0.5)
+    assert 0 < cell["ci_low"] < 300**0.5 < cell["ci_high"]
     assert cell["ratio_median"] == pytest.approx(20) and cell["n_proposals"] == 14
     assert cell["nonfinite_pct"] == pytest.approx(100 / 7)
     assert cell["underflow_pct"] == pytest.approx(32)
@@ -213,6 +222,30 @@ def test_persistence_is_never_better_and_always_near(published):
         means = frame.loc[frame["predictor"] == "persistence", "mean"].dropna()
         assert len(means) and (means == rate).all(), rule
         assert {"persistence", "average"} <= set(frame["predictor"])
+
+
+def test_no_rate_of_several_seeds_is_without_an_interval_or_a_point(published):
+    """Of the committed runs: what every seed refuses has an upper bound in every table that shows rates."""
+    suite = load_suite(GOLDEN / "raw" / "tiny")
+    for name, prefixes in (("acceptance_strict", ("",)), ("consistency", ("",)), ("protocols", ("exact_", "code_"))):
+        table = only(suite, published, name)
+        for prefix in prefixes:
+            frame = table.frame[table.frame[f"{prefix}n_seeds"] > 1]
+            low, mean, high = (frame[f"{prefix}{column}"] for column in ("ci_low", "mean", "ci_high"))
+            assert (low < high).all() and (low <= mean).all() and (mean <= high).all()
+            assert (high[mean == 0] > 0).all() and (low[mean == 100] < 100).all() and (mean == 0).any()
+        assert stats.RATE_INTERVAL in table.header
+    # Three seeds, 7 proposals each: 7 / 1.6 count.
+    frame = only(suite, published, "acceptance_strict").frame.set_index(["protocol", "regime", "predictor", "K"])
+    cell = frame.loc[("exact", "all", "persistence", 5)]
+    assert cell["n_proposals"] == 21 and cell["ci_high"] == pytest.approx(100 * (1 - 0.05 ** (1.6 / 21)))
+
+
+def test_a_regime_is_counted_between_none_and_all_checkpoints(published):
+    frame = only(load_suite(GOLDEN / "raw" / "tiny"), published, "regime_distribution").frame
+    assert (frame["ci_low"].dropna() >= 0).all() and (frame["ci_high"].dropna() <= 8).all()
+    unknown = frame[frame["regime"] == "unknown"]  # the first checkpoint of every run
+    assert unknown["mean"].eq(1).all() and unknown["ci_low"].isna().all()
 
 
 def test_published_values_stand_beside_ours(tmp_path, published):

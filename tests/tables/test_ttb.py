@@ -14,6 +14,7 @@ from leapbench.figures import figures_of_run, write_figures
 from leapbench.names import PROJECT
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
+from leapbench.tables import stats
 from leapbench.tables.headline import MARKS, headlines, into_readme
 from leapbench.tables.methods import leaping, methods
 from leapbench.tables.published_pdt import pdt_remarks
@@ -151,7 +152,9 @@ def test_seeds_are_paired(tmp_path, published):
     table = made(tmp_path / "s", published)
     cell = at(table.frame, "linear strict")
     assert (cell["reached"], cell["n_seeds"], cell["seeds"]) == (2, 2, 3)
-    assert cell["steps_ratio"] == pytest.approx((100 / 150 + 150 / 100) / 2)
+    assert cell["steps_ratio"] == pytest.approx(1) and cell["steps"] == 125  # 2/3 and 3/2, 100 and 150 steps
+    assert cell["steps_ratio_ci_low"] == pytest.approx(1 / cell["steps_ratio_ci_high"]) and cell["steps_ci_low"] == 0
+    assert cell["p"] == cell["p_holm"] == 1
     cells = table.per_seed.set_index("seed")
     cells = cells[(cells["row"] == "linear strict") & (cells["definition"] == "ours") & (cells["reference"] == "tuned")]
     assert cells["target"].to_dict() == {0: 1.0, 1: 0.9}
@@ -611,10 +614,10 @@ def test_figures_with_all_that_can_be_missing(tmp_path, published):
 
 
 def test_the_headline_of_a_leap_suite(tmp_path, published):
-    for seed in range(2):
+    for seed in range(7):
         write_leap_run(tmp_path / "s", seed, **BASE)
         write_leap_run(tmp_path / "s", seed, **{**BASE, "validation": [3.0, 2.0, 1.9, 1.8]}, lr_from="published")
-        write_leap_run(tmp_path / "s", seed, "linear", **FASTER)
+        write_leap_run(tmp_path / "s", seed, "linear", **{**FASTER, "overhead_s": 4.0 + 0.1 * seed})
         write_leap_run(tmp_path / "s", seed, "quadratic", **NEVER)
     suite = load_suite(tmp_path / "s")
     tables.write(made(tmp_path / "s", published), suite, tmp_path / "tables")
@@ -622,7 +625,8 @@ def test_the_headline_of_a_leap_suite(tmp_path, published):
     assert set(found) == {"time_to_baseline"}
     assert "Runs of commit `0123abc`" in found["time_to_baseline"]
     line = found["time_to_baseline"].splitlines()[4]
-    assert line == "| fcn_small, digits | 0.500 [0.500, 0.500] | missing | missing | 1 of 2 | 1 of 2 |"
+    assert line == "| fcn_small, digits | 0.500 | missing | missing | 1 of 2 | 1 of 2 |"  # all equal: no interval
+    assert stats.RATIO_INTERVAL in found["time_to_baseline"]
     readme = tmp_path / "README.md"
     readme.write_text("\n".join(["before", *MARKS["time_to_baseline"], "after"]))
     into_readme(readme, "time_to_baseline", found["time_to_baseline"])
@@ -631,3 +635,25 @@ def test_the_headline_of_a_leap_suite(tmp_path, published):
         into_readme(readme, "acceptance_strict", "text")
     with pytest.raises(RecordError, match="make the tables first"):
         headlines(tmp_path, [])
+
+
+def test_a_headline_does_not_rename_the_intervals_of_older_tables(tmp_path, published):
+    with pytest.raises(RecordError, match=r"acceptance_strict.md: its intervals are not the .*; make the tables again"):
+        headlines(PROJECT / "results/tables/leap_verify_embedded", [])
+
+
+def test_a_method_is_faster_only_if_its_interval_and_its_corrected_p_say_so(tmp_path, published):
+    """Six seeds, p = 2 / 64 each: enough for one method, not for two, whether or not the other reaches the target."""
+    for seed in range(6):
+        write_leap_run(tmp_path / "s", seed, **BASE)
+        write_leap_run(tmp_path / "s", seed, "linear", **{**FASTER, "overhead_s": 4.0 + 0.1 * seed})
+    alone = at(made(tmp_path / "s", published).frame, "linear strict")
+    assert alone["charged_steps_ratio_ci_high"] < 1 and alone["p"] == alone["p_holm"] == 2 / 64
+    write_leap_run(tmp_path / "s", 0, "quadratic", **NEVER)
+    table = made(tmp_path / "s", published)
+    assert at(table.frame, "linear strict")["p_holm"] == 2 * 2 / 64
+    assert at(table.frame, "quadratic strict")[["p", "p_holm"]].isna().all()
+    assert table.frame.loc[table.frame["kind"] == "baseline", "p_holm"].isna().all()
+    tables.write(table, load_suite(tmp_path / "s"), tmp_path)
+    assert "| 0 of 2 | 1 of 2 |" in headlines(tmp_path, ["0123abc"])["time_to_baseline"]
+    assert re.search(r"\| 0\.062 +\|", (tmp_path / "time_to_baseline.md").read_text())

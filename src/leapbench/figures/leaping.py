@@ -69,7 +69,7 @@ def time_to_baseline(frame: pd.DataFrame, name: str) -> Figure | None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     figure.suptitle(f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\n"
-                    f"{mean_over(rows, 'paired seeds')}; left of the line is faster")  # fmt: skip
+                    f"{mean_over(rows, 'paired seeds', 'geometric mean')}; left of the line is faster")  # fmt: skip
     return figure
 
 

@@ -24,6 +24,7 @@ from leapbench.figures.style import (
 from leapbench.tables.acceptance import REGIMES, distance_ratio
 from leapbench.tables.extrapolation import CALM
 from leapbench.tables.skill import skill_of
+from leapbench.tables.stats import RATE_BARS
 
 RULE_WORDS = {
     "strict": "strict: predicted loss below the current one",
@@ -70,7 +71,7 @@ def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
                 ax.set_xlabel("K [steps]")
         row[0].set_ylabel(f"{protocol}\naccepted [%]")
     predictor_legend(figure, predictors, *cited[:1])
-    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; {mean_over(frame[frame['n_seeds'] > 0])}")
+    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; {mean_over(frame[frame['n_seeds'] > 0], bars=RATE_BARS)}")
     return figure
 
 
@@ -107,7 +108,8 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_xlabel("K [steps]")
     ax.set_ylabel("predicted loss / loss now")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}; {mean_over(rows[rows['n_seeds'] > 0])}")
+    over = mean_over(rows[rows["n_seeds"] > 0], mean="geometric mean")
+    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}; {over}")
     return figure
 
 

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from leapbench.tables.acceptance import in_order
+from leapbench.tables.stats import BARS
 
 DPI = 150
 # One style per predictor; no two share a colour.
@@ -115,13 +116,13 @@ def seeds_of(n: int) -> str:
     return "1 seed" if n == 1 else f"n = {n} seeds"
 
 
-def mean_over(frame: pd.DataFrame, of: str = "seeds") -> str:
+def mean_over(frame: pd.DataFrame, of: str = "seeds", mean: str = "mean", bars: str = BARS) -> str:
     """What marks and bars are, for a title: means over as many seeds as the cell with the most has."""
     n = int(frame["n_seeds"].max())
     if n == 1:
         return "one seed"
     fewer = "at most " if frame["n_seeds"].min() < n else ""
-    return f"mean over {fewer}{n} {of}, bars: 95 % bootstrap interval"
+    return f"{mean} over {fewer}{n} {of}, bars: {bars}"
 
 
 def plain_log(ax: Axes) -> None:

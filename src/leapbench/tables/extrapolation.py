@@ -43,7 +43,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     expected_cells = expected(suite)
     cells = expected_cells.loc[expected_cells["predictor"].isin(predictors), CELL].drop_duplicates()
     frame = cells.merge(pd.DataFrame({"regime": ["all", CALM]}), how="cross")
-    frame = frame.merge(stats.summarise(by_seed.reset_index(), key, "ratio"), on=key, how="left")
+    frame = frame.merge(stats.summarise_ratios(by_seed.reset_index(), key, "ratio"), on=key, how="left")
     frame = frame.merge(pooled.reset_index(), on=key, how="left").merge(
         _underflow(suite), on=[*TRAINING, "protocol"], how="left"
     )
@@ -68,11 +68,11 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
     cited = ["published_predicted_loss_nats", "published_actual_loss_nats", "published_ratio", "published_model"]
     columns = [*CELL, "regime", *NUMBERS, "n_checkpoints", "n_proposals", *measures, *cited, "published_source"]
     header = (
-        "Loss of the predicted weights over the loss at the checkpoint; mean, std and interval of the seeds' ratios of "
-        f"means; the paper counts the checkpoints of regime {CALM}, and its ratios stand beside ours of that regime "
-        "alone; non-finite losses are left out of the means and shown as a "
-        "share; underflow: share of positive second moments that the stored dtype rounds to 0; "
-        f"{seeds_counted(suite)}; {stats.INTERVAL}."
+        "Loss of the predicted weights over the loss at the checkpoint; mean: geometric mean of the seeds' ratios of "
+        f"means, with its interval; the paper counts the checkpoints of regime {CALM}, and its ratios stand beside "
+        "ours of that regime alone; non-finite losses are left out of the means and shown as a share; underflow: "
+        "share of positive second moments that the stored dtype rounds to 0; "
+        f"{seeds_counted(suite)}; {stats.RATIO_INTERVAL}."
     )
     show = [
         "regime",
@@ -82,6 +82,7 @@ def momentum_catastrophe(suite: Suite, scored: pd.DataFrame, published: Publishe
         "predicted_loss_nats",
         "actual_loss_nats",
         "ratio_of_means",
+        "mean",
         "ci_low",
     ]
     show += ["ci_high", "n_seeds", "n_proposals", "ratio_median", "nonfinite_pct", "underflow_pct", "published_ratio"]

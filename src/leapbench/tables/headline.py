@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from leapbench.records.rows import RecordError
+from leapbench.tables import stats
+from leapbench.tables.compare import SIGNIFICANT
 from leapbench.tables.extrapolation import CALM
 from leapbench.tables.methods import WORKLOAD
 from leapbench.tables.published_pdt import as_published
@@ -19,24 +21,30 @@ MARKS = {
     "time_to_baseline": (
         "<!-- time to baseline: written by scripts/report.py --readme -->", "<!-- /time to baseline -->",
     ),
+    "coverage": ("<!-- coverage: written by scripts/coverage.py -->", "<!-- /coverage -->"),
 }  # fmt: skip
 
 
 def headlines(folder: Path, commits: list[str]) -> dict[str, str]:
-    """Of MARKS, the tables that `folder` has -> the text that goes between their marks.
+    """Of the README's tables those that `folder` has -> the text that goes between their marks.
 
     Args:
         folder: results/tables/<suite>.
         commits: whose runs the tables were made from.
 
     Raises:
-        RecordError: it has none of them.
+        RecordError: it has none of them, or one whose intervals are not those of this version.
     """
     makers = {"acceptance_strict": headline, "time_to_baseline": leap_headline}
-    texts = {name: make(folder, commits) for name, make in makers.items() if (folder / f"{name}.csv").is_file()}
-    if not texts:
+    words = {"acceptance_strict": stats.RATE_INTERVAL, "time_to_baseline": stats.RATIO_INTERVAL}
+    names = [name for name in makers if (folder / f"{name}.csv").is_file()]
+    if not names:
         raise RecordError(f"{folder}: no {' and no '.join(f'{name}.csv' for name in makers)}; make the tables first")
-    return texts
+    for name in names:
+        page = folder / f"{name}.md"
+        if not page.is_file() or words[name] not in page.read_text(encoding="utf-8"):
+            raise RecordError(f"{page}: its intervals are not the {words[name]}; make the tables again")
+    return {name: makers[name](folder, commits) for name in names}
 
 
 def headline(folder: Path, commits: list[str]) -> str:
@@ -56,8 +64,8 @@ def headline(folder: Path, commits: list[str]) -> str:
     across = [f"K = {K}" for K in HORIZONS]
     lines = [
         f"Runs of {_commit_names(commits)}: {first['model']} on {first['dataset']}, {first['optimizer']} "
-        f"lr {first['lr']:g}, {seeds} seeds, mean and 95 % bootstrap interval over seeds; every checkpoint, all "
-        "regimes, protocol `exact`.",
+        f"lr {first['lr']:g}, {seeds} seeds; every checkpoint, all regimes, protocol `exact`; mean and "
+        f"{stats.RATE_INTERVAL}.",
         "",
         _row(["predictor", *(f"better than staying, {k} [%]" for k in across), *(f"distance, {k}" for k in across)]),
         _row([":--", *["--:"] * 6]),
@@ -65,7 +73,8 @@ def headline(folder: Path, commits: list[str]) -> str:
     for name in exact["predictor"].drop_duplicates():
         group = exact[exact["predictor"] == name].set_index("K")
         cells = [
-            f"{r['mean']:.0f} [{r['ci_low']:.0f}, {r['ci_high']:.0f}]" for _, r in group.loc[list(HORIZONS)].iterrows()
+            f"{r['mean']:.0f}" + (f" [{r['ci_low']:.0f}, {r['ci_high']:.0f}]" if pd.notna(r["ci_low"]) else "")
+            for _, r in group.loc[list(HORIZONS)].iterrows()
         ]
         lines.append(_row([f"`{name}`", *cells, *(f"{group.loc[K, 'distance_ratio']:.2f}" for K in HORIZONS)]))
     lines += [
@@ -111,8 +120,8 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
     frame = pd.read_csv(folder / "time_to_baseline.csv", keep_default_na=False, na_values=[""])
     lines = [
         f"Runs of {_commit_names(commits)}. Charged time until a run first reaches the best validation loss of its "
-        "baseline, over the baseline's own time to it: mean and 95 % bootstrap interval over "
-        f"{frame['n_seeds'].max()} paired seeds; below 1 is faster, overhead included.",
+        "baseline, over the baseline's own time to it, overhead included; below 1 is faster. Geometric mean over "
+        f"{frame['n_seeds'].max()} paired seeds and {stats.RATIO_INTERVAL}.",
         "",
         _row(["workload", "tuned baseline, against the published setting", "PDT, against the published setting",
               "PDT, against the tuned baseline", "faster than the tuned baseline", "reach its loss"]),
@@ -126,7 +135,7 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
         others = tuned[tuned["kind"] != "baseline"]
         others = others[others["n_seeds"] > 0]
         pdt = next(iter(group.loc[as_published(group), "row"]), None)
-        faster = int((others["charged_steps_ratio_ci_high"] < 1).sum())
+        faster = int(((others["charged_steps_ratio_ci_high"] < 1) & (others["p_holm"] < SIGNIFICANT)).sum())
         reached = int((others["reached"] == others["n_seeds"]).sum())
         lines.append(
             _row(
@@ -139,7 +148,8 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
         )  # fmt: skip
     lines += [
         "",
-        "*Faster*: methods and controls whose whole interval is below 1. *Reach its loss*: in every seed. *Tuned "
+        f"*Faster*: methods and controls whose whole interval is below 1, with p < {SIGNIFICANT} (sign-flip test, "
+        "corrected by Holm over the methods of the workload). *Reach its loss*: in every seed. *Tuned "
         "baseline*: plain training with the learning rate and schedule that are best on the verification split; every "
         "method is tuned as well. *PDT*: with the mask of its released code, adopted unseen at every epoch; the "
         "scheduler that slowed its published ResNet and ViT rows down is left out.",

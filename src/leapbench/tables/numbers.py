@@ -11,6 +11,7 @@ import pandas as pd
 from leapbench.tables import stats
 
 MISSING = "missing"
+PERCENT = (0.0, 100.0)
 
 Cell = Mapping[Hashable, Any]
 
@@ -33,10 +34,30 @@ def number(value: object, percent: bool = False) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.{0 if size >= 100 else 1 if size >= 10 else 3}f}"
 
 
-def summarised(frame: pd.DataFrame, by: list[str], name: str) -> pd.DataFrame:
-    """Mean and interval of a column over seeds under the names that :func:`interval` reads, and n_seeds."""
+def summarised(
+    frame: pd.DataFrame, by: list[str], name: str, within: tuple[float, float] | None = None
+) -> pd.DataFrame:
+    """Mean and interval of a column over seeds under the names that :func:`interval` reads, and n_seeds.
+
+    `within` is what a mean can be; of a column of percentages, `*_pct`, 0 to 100 unless told.
+    """
+    limits = within or (PERCENT if name.endswith("_pct") else (-np.inf, np.inf))
+    return _named(stats.summarise(frame, by, name, limits), name)
+
+
+def summarised_ratios(frame: pd.DataFrame, by: list[str], name: str) -> pd.DataFrame:
+    """The same of a column of ratios: geometric mean and its interval."""
+    return _named(stats.summarise_ratios(frame, by, name), name)
+
+
+def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
     names = {"mean": name, "ci_low": f"{name}_ci_low", "ci_high": f"{name}_ci_high"}
-    return stats.summarise(frame, by, name).drop(columns="std").rename(columns=names)
+    return table.drop(columns="std").rename(columns=names)
+
+
+def bounded(value: float, least: float, most: float) -> str:
+    """A factor or one of its bounds: `1.120`; `< 0.350` for -inf and `> 2.000` for inf, which are outside the curve."""
+    return f"< {number(least)}" if value == -np.inf else f"> {number(most)}" if value == np.inf else number(value)
 
 
 def interval(cell: Cell, name: str, brief: bool = False) -> str:

@@ -33,10 +33,11 @@ def regime_distribution(suite: Suite, published: Published) -> Table:
     counts = grid.merge(counts, on=[*key, "seed"], how="left").fillna({"checkpoints": 0})
     taus = suite.regimes.groupby([*TRAINING, "protocol"])[["tau_low", "tau_high"]].mean().reset_index()
     total = suite.regimes.groupby([*TRAINING, "protocol"]).size().rename("n_checkpoints").reset_index()
-    frame = stats.summarise(counts, key, "checkpoints").merge(total, on=key[:-1]).merge(taus, on=key[:-1])
+    frame = stats.summarise(counts, key, "checkpoints", (0, np.inf)).merge(total, on=key[:-1]).merge(taus, on=key[:-1])
     frame = _configured_regimes(suite).merge(frame, on=key, how="left")
     frame["n_seeds"] = frame["n_seeds"].fillna(0).astype(int)
     frame["n_checkpoints"] = frame["n_checkpoints"].astype("Int64")
+    frame["ci_high"] = frame["ci_high"].clip(upper=frame["n_checkpoints"].astype(float) / frame["n_seeds"])
     frame["share_pct"] = 100 * frame["mean"] * frame["n_seeds"] / frame["n_checkpoints"]
     names = {"mean": "published_mean", "std": "published_std", "n_seeds": "published_n"}
     frame = with_published(frame, published.regimes, ["regime"], names)
@@ -61,7 +62,7 @@ def acceptance(suite: Suite, scored: pd.DataFrame, rule: str, published: Publish
     frame = frame[[*key, *NUMBERS, "n_checkpoints", "n_proposals", *EXTRAS, *PUBLISHED]]
     header = (
         f"Accepted proposals in percent of a seed's proposals in the regime, mean ± std [interval] over seeds; "
-        f"{seeds_counted(suite)}; {stats.INTERVAL}. Rule: {DECISION[rule]}. Losses now, predicted and "
+        f"{seeds_counted(suite)}; {stats.RATE_INTERVAL}. Rule: {DECISION[rule]}. Losses now, predicted and "
         "true, and distances to the true weights, are in the csv."
     )
     return Table(
@@ -108,7 +109,7 @@ def acceptance_frames(suite: Suite, scored: pd.DataFrame, rule: str) -> tuple[pd
     per_seed = in_order(per_seed, [*TRAINING, "protocol", "predictor", "K", "seed"])
 
     cells = expected_cells[CELL].drop_duplicates().merge(pd.DataFrame({"regime": REGIMES}), how="cross")
-    numbers = stats.summarise(seed_rates, BY_REGIME, "rate")
+    numbers = stats.summarise_rates(seed_rates, BY_REGIME, "rate", "proposals")
     totals = seed_rates.groupby(BY_REGIME, sort=False).agg(
         n_proposals=("proposals", "sum"), **{name: (name, "mean") for name in EXTRAS}
     )
@@ -139,7 +140,7 @@ def consistency(suite: Suite, frames: dict[str, pd.DataFrame], scored: pd.DataFr
     frame = in_order(frame, [*TRAINING, "protocol", "rule", "regime", "predictor", "K"])
     header = (
         f"100 std / mean of the acceptance rate over seeds, percent; empty where the mean is 0 or fewer than "
-        f"two seeds count; {seeds_counted(suite)}. The csv has the rate's mean, std and {stats.INTERVAL}."
+        f"two seeds count; {seeds_counted(suite)}. The csv has the rate's mean, std and {stats.RATE_INTERVAL}."
     )
     return Table(
         "consistency", "Consistency over seeds", frame, header, f"{len(frame)} rows",
@@ -160,7 +161,7 @@ def protocols(suite: Suite, frames: dict[str, pd.DataFrame]) -> Table:
     frame = in_order(wide.merge(cited, on=key, how="left"), [*TRAINING, "rule", "regime", "predictor", "K"])
     header = (
         f"Accepted proposals, percent, mean ± std [interval] over seeds, for each protocol, on the same trajectories "
-        f"where the suite ran them together; {seeds_counted(suite)}; {stats.INTERVAL}."
+        f"where the suite ran them together; {seeds_counted(suite)}; {stats.RATE_INTERVAL}."
     )
     show = ["regime", "predictor", "K", *names]
     return Table(

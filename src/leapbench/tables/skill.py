@@ -53,7 +53,8 @@ def skill(suite: Suite, scored: pd.DataFrame) -> Table:
         "Skill: (L(t) - Lhat) / (L(t) - L(t+K)); 1 as good as training on, 0 as good as staying, negative worse: "
         f"median [quartiles] of a seed's proposals in the regime, each a mean over seeds; {seeds_counted(suite)}. "
         "Proposals after which training did not lower the loss have no skill and are left out, as are losses that are "
-        "not finite; the csv has both shares, and mean, std and interval of the seeds' medians. Distance: median of "
+        "not finite; the csv has both shares, and mean, std and interval of the seeds' medians "
+        f"({stats.INTERVAL}). Distance: median of "
         "|theta_hat - theta(t+K)| over |theta(t) - theta(t+K)|; below 1 the prediction is closer than staying. A "
         "candidate of high skill far from the truth gains by smoothing, not by prediction."
     )

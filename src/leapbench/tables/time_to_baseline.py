@@ -16,6 +16,7 @@ from leapbench.prediction.clock import CHARGED
 from leapbench.records.read import Suite
 from leapbench.tables import stats
 from leapbench.tables.common import Published, Table
+from leapbench.tables.compare import holm, sign_flip_p
 from leapbench.tables.methods import (
     MAIN,
     PLAIN,
@@ -31,7 +32,7 @@ from leapbench.tables.methods import (
     references,
     workload_name,
 )
-from leapbench.tables.numbers import MISSING, interval, number, summarised
+from leapbench.tables.numbers import MISSING, interval, number, summarised, summarised_ratios
 from leapbench.tables.published_pdt import pdt_remarks, with_published_pdt
 from leapbench.tables.targets import DEFINITIONS, QUANTITIES, best_of, curves, paired, time_to_target
 
@@ -48,6 +49,11 @@ MEASURED = (
 )  # fmt: skip
 ALMOST = 0.99  # of the loss of chance: held-out samples are small
 COUNTS = ("leaps_proposed", "leaps_adopted", "changed_pct")
+JUDGED_BY = "charged_steps_ratio"  # the ratio that a p-value is of
+P_VALUE = (
+    "two-sided sign-flip test of the charged log ratios, corrected by Holm over the methods and controls of the "
+    "workload, those that do not reach the target among them"
+)
 
 
 @dataclass
@@ -85,6 +91,7 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
     cells = _cells(leaps)
     frame = _grid(leaps).merge(_over_seeds(cells), on=[*ROW, "reference", "definition"], how="left")
     frame[["n_seeds", "reached"]] = frame[["n_seeds", "reached"]].fillna(0).astype(int)
+    frame["p_holm"] = _corrected(frame)
     frame = frame.merge(_measurements(leaps), on=ROW, how="left")
     frame = with_published_pdt(frame, published.pdt)
     frame["chance_nats"] = _chance(leaps, frame)
@@ -97,10 +104,11 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
     seeds = leaps.runs.loc[leaps.runs["status"] == Status.completed, "seed"].nunique()
     header = (
         "Time until a run first reaches what its baseline reached at best, over the baseline's own time to it; below 1 "
-        f"is faster. Mean [interval] of the ratios of {seeds} {'seed' if seeds == 1 else 'seeds'}, each paired with "
-        f"the baseline of the same seed; {stats.INTERVAL}. A run that does not reach the target, or diverges, has no "
-        "time: the mean is shown only if all seeds reached it. `ours`: first validation evaluation at or below the "
-        "baseline's best validation loss, counted at the evaluations that all runs share; `pdt loss`: first interval "
+        f"is faster. Geometric mean [interval] of the ratios of {seeds} {'seed' if seeds == 1 else 'seeds'}, each "
+        f"paired with the baseline of the same seed; {stats.RATIO_INTERVAL}; other numbers: {stats.INTERVAL}. "
+        f"p: {P_VALUE}. A run that does not reach the target, or diverges, has no time: the mean is shown only if all "
+        "seeds reached it. `ours`: first validation evaluation at or below the baseline's best validation loss, "
+        "counted at the evaluations that all runs share; `pdt loss`: first interval "
         "whose mean training loss is at or below the baseline's lowest; `pdt accuracy`: accuracy likewise, on "
         "validation; `pdt total`: `pdt loss` over the baseline's total time, as PDT's authors computed their table. "
         "steps: gradient steps paid for. charged: time for everything but evaluation, in the run's own training steps, "
@@ -141,23 +149,26 @@ def _grid(leaps: Leaps) -> pd.DataFrame:
 def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
     """Counts of seeds and, per quantity and per ratio: mean and interval if all reached, mean of those that did."""
     key = [*ROW, "reference", "definition"]
-    values = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_ratio")]
     groups = cells.groupby(key, sort=False)
     frame = groups.agg(n_seeds=("seed", "size"), reached=("reached", "sum")).reset_index()
-    frame = frame.merge(groups[values].mean().add_suffix("_of_those_that_reached").reset_index(), on=key)
     all_reached = cells[groups["reached"].transform("all")] if len(cells) else cells
-    long = all_reached.melt(key, values, var_name="value_of", value_name="value").astype({"value": float})
-    wide = stats.summarise(long, [*key, "value_of"], "value").pivot(index=key, columns="value_of")
-    for name in values:
-        for column, suffix in (("mean", ""), ("ci_low", "_ci_low"), ("ci_high", "_ci_high")):
-            column_values = wide[(column, name)] if (column, name) in wide else pd.Series(dtype=float)
-            frame = (
-                frame.merge(column_values.rename(f"{name}{suffix}").reset_index(), on=key, how="left")
-                if len(column_values)
-                else (frame.assign(**{f"{name}{suffix}": float("nan")}))
-            )
-    order = [f"{name}{suffix}" for name in values for suffix in ("", "_ci_low", "_ci_high", "_of_those_that_reached")]
-    return frame[[*key, "n_seeds", "reached", *order]]
+    for quantity in QUANTITIES:
+        for name, summarise in ((quantity, _times), (f"{quantity}_ratio", summarised_ratios)):
+            frame = frame.merge(summarise(all_reached, key, name).drop(columns="n_seeds"), on=key, how="left")
+            reached = summarise(cells, key, name)[[*key, name]]
+            frame = frame.merge(reached.rename(columns={name: f"{name}_of_those_that_reached"}), on=key, how="left")
+    p = all_reached.groupby(key, sort=False)[JUDGED_BY].agg(lambda ratios: sign_flip_p(np.log(ratios)))
+    return frame.merge(p.rename("p").reset_index(), on=key, how="left")
+
+
+def _times(cells: pd.DataFrame, by: list[str], name: str) -> pd.DataFrame:
+    return summarised(cells, by, name, (0.0, np.inf))
+
+
+def _corrected(frame: pd.DataFrame) -> pd.Series:
+    """Holm's p over the methods and controls that are compared with one reference under one definition."""
+    compared = frame[(frame["kind"] != "baseline") & (frame["n_seeds"] > 0)]
+    return compared.groupby([*WORKLOAD, "reference", "definition"])["p"].transform(holm)
 
 
 def per_run(leaps: Leaps) -> pd.DataFrame:
@@ -258,6 +269,7 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
             else f"{number(first['leaps_adopted'], True)} / {number(proposals, True)}",
             "steps": ratio(first, "steps", brief),
             "charged": ratio(first, "charged_steps", brief) if all_reached else "-",
+            "p (Holm)": number(first["p_holm"]),
             "seconds": ratio(first, "charged_s", brief) if all_reached else "-",
             "charged, to same schedule": ratio(cells["ours", "schedule"], "charged_steps", brief),
             "charged, to published-style": ratio(cells["ours", "published"], "charged_steps", brief),
@@ -277,4 +289,4 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
             line[shown[row["definition"]]] = number(1 - row["published_pct"] / 100)
         body.append(line)
     table = pd.DataFrame(body).fillna("")
-    return table.drop(columns=["seconds", "charged, to published-style", "pdt total"]) if brief else table
+    return table.drop(columns=["p (Holm)", "seconds", "charged, to published-style", "pdt total"]) if brief else table

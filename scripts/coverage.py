@@ -1,0 +1,23 @@
+"""Simulate what the intervals of the tables cover and write it into docs/judging.md: python scripts/coverage.py."""
+
+import argparse
+import sys
+
+from leapbench.names import PROJECT
+from leapbench.records.rows import RecordError
+from leapbench.tables.coverage import correlations, page, simulate
+from leapbench.tables.headline import into_readme
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    text = page(simulate(), correlations(PROJECT / "results" / "tables"))
+    into_readme(PROJECT / "docs" / "judging.md", "coverage", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except RecordError as error:
+        sys.exit(f"error: {error}")

@@ -58,7 +58,7 @@ def write_figures(
             figures["similarity"] = similarity(select(suite.regimes), name)
             for rule in JUDGED:
                 if f"acceptance_{rule}" in frames:
-                    figures[f"acceptance_{rule}"] = acceptance(select(frames[f"acceptance_{rule}"]), rule, name)
+                    figures |= acceptance(select(frames[f"acceptance_{rule}"]), rule, name)
             if "momentum_catastrophe" in frames:
                 figures["momentum_catastrophe"] = catastrophe(
                     select(frames["momentum_catastrophe"]), published.momentum, name

@@ -136,7 +136,7 @@ def mean_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def overhead(frame: pd.DataFrame, name: str) -> Figure | None:
     """Stacked bars: what each lap other than training adds to the charged time, percent."""
-    rows = frame[(frame["n_seeds"] > 0) & (frame["kind"] != "baseline")]
+    rows = frame[(frame["n_seeds"] > 0) & (frame["kind"] != "baseline")].sort_values("overhead_pct", kind="stable")
     if rows.empty:
         return None
     figure, ax = plt.subplots(figsize=(7, 1.6 + 0.22 * len(rows)))

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from leapbench.figures.style import (
+    PROTOCOL_DASHES,
     PROTOCOL_STYLE,
     SPARE_STYLES,
     grid,
@@ -18,7 +19,8 @@ from leapbench.figures.style import (
     predictor_styles,
     predictors_of,
     protocols_of,
-    seeds_of,
+    quartiles_by_seed,
+    quartiles_over,
     with_interval,
 )
 from leapbench.tables.acceptance import REGIMES, distance_ratio
@@ -33,8 +35,20 @@ RULE_WORDS = {
 }  # fmt: skip
 
 
-def acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
-    """Acceptance rate against K: one panel per protocol and regime, intervals over seeds, published points open."""
+def acceptance(frame: pd.DataFrame, rule: str, name: str) -> dict[str, Figure]:
+    """Acceptance rate against K, in the first protocol, and in an appendix in the others.
+
+    Returns:
+        `acceptance_RULE` and, if there are others, `acceptance_RULE_protocols`; empty without proposals.
+    """
+    protocols = protocols_of(frame)
+    parts = {f"acceptance_{rule}": protocols[:1], f"acceptance_{rule}_protocols": protocols[1:]}
+    drawn = {stem: _acceptance(frame[frame["protocol"].isin(part)], rule, name) for stem, part in parts.items()}
+    return {stem: figure for stem, figure in drawn.items() if figure is not None}
+
+
+def _acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
+    """One panel per protocol and regime, intervals over seeds, published points open."""
     if not frame["mean"].notna().any():
         return None
     protocols, horizons, predictors = protocols_of(frame), sorted(frame["K"].unique()), predictors_of(frame)
@@ -91,9 +105,11 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     for i, protocol in enumerate(protocols_of(rows)):
         cells = rows[rows["protocol"] == protocol].sort_values("K")
         colour, marker = PROTOCOL_STYLE.get(protocol, SPARE_STYLES[i % len(SPARE_STYLES)])
-        with_interval(ax, cells["K"].to_numpy(dtype=float), cells, colour, marker, "-")
+        dashes = PROTOCOL_DASHES.get(protocol, "-")
+        with_interval(ax, cells["K"].to_numpy(dtype=float), cells, colour, marker, dashes)
         mark_at_top(ax, cells.loc[cells["nonfinite_pct"] > 0, "K"].to_numpy(), colour)
-        handles.append(Line2D([], [], color=colour, marker=marker, ms=5, label=f"momentum, protocol {protocol}"))
+        label = f"momentum, protocol {protocol}"
+        handles.append(Line2D([], [], color=colour, marker=marker, ls=dashes, ms=5, label=label))
     regime = regime_rows["regime"].iloc[0]
     # The published ratios are of the calm checkpoints.
     for model, marker in (("gpt2-124m", "o"), ("qwen2.5-1.5b", "s")) if regime == CALM else ():
@@ -126,7 +142,7 @@ def skill(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.axhline(1, color="#555555", ls=":", lw=1.2)
         for i, predictor in enumerate(predictors):
             group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
-            quartiles = group.groupby("K")["value"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            quartiles = quartiles_by_seed(group, "K", "value")
             x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
             colour, marker = styles[predictor]
             if predictor == "persistence":
@@ -141,8 +157,7 @@ def skill(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("skill: gained by the candidate / by training")
     predictor_legend(figure, predictors, Line2D([], [], color="#555555", ls=":", label="training on"))
-    figure.suptitle(f"Skill: {name}\nmedian over checkpoints, bars: quartiles, {seeds_of(rows['seed'].nunique())}; "
-                    "linear between -1 and 1")  # fmt: skip
+    figure.suptitle(f"Skill: {name}\n{quartiles_over(rows)}; linear between -1 and 1")  # fmt: skip
     return figure
 
 
@@ -152,14 +167,13 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
         return None
     rows = scored.assign(ratio=distance_ratio(scored), nonfinite=scored["rel_l2_to_true"].isna())
     protocols, predictors, horizons = protocols_of(rows), predictors_of(rows), sorted(rows["K"].unique())
-    # The code's momentum is off by orders of magnitude more: one axis per protocol keeps the others readable.
-    figure, axes = grid(1, len(protocols), 3.5, 3.6, sharey=False)
+    figure, axes = grid(1, len(protocols), 3.5, 3.6)
     shift, styles = 0.4 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         plain_log(ax)
         for i, predictor in enumerate(predictors):
             group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
-            quartiles = group.groupby("K")["ratio"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            quartiles = quartiles_by_seed(group, "K", "ratio")
             x = np.array([horizons.index(K) for K in quartiles.index]) + (i - (len(predictors) - 1) / 2) * shift
             colour, marker = styles[predictor]
             if predictor == "persistence":
@@ -174,6 +188,6 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("distance to θ(t+K): candidate / θ(t)")
     predictor_legend(figure, predictors)
-    figure.suptitle(f"Distance to the true weights: {name}\nmedian, bars: quartiles, "
-                    f"{seeds_of(rows['seed'].nunique())}; below 1: closer than staying")  # fmt: skip
+    figure.suptitle(f"Distance to the true weights: {name}\n"
+                    f"{quartiles_over(rows)}; below 1: closer than staying")  # fmt: skip
     return figure

@@ -41,6 +41,8 @@ SPARE_STYLES = [
 PROTOCOL_STYLE = {
     "exact": ("#0072B2", "o"), "paper": ("#E69F00", "s"), "code": ("#D55E00", "^"), "code_float32": ("#009E73", "D"),
 }  # fmt: skip
+# What computes the same as another protocol shows the other's line through its gaps.
+PROTOCOL_DASHES = {"code_float32": "--"}
 REGIME_COLOUR: dict[str, str] = {
     Regime.stable: "#bcdcf0", Regime.transition: "#ececec", Regime.chaotic: "#f9d9b0", Regime.unknown: "#ffffff",
 }  # fmt: skip
@@ -109,6 +111,23 @@ def predictor_legend(figure: Figure, predictors: list[str], *extra_handles: Line
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), max(3, int(figure.get_figwidth() // 1.45)))
     )
+
+
+def quartiles_by_seed(rows: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """Per value of `by`: lower quartile, median and upper quartile of each seed's rows, each a mean over seeds.
+
+    Returns:
+        index `by`, columns 0.25, 0.5, 0.75.
+    """
+    quartiles = rows.groupby(["seed", by])[value].quantile(np.array([0.25, 0.5, 0.75]))
+    return quartiles.groupby(level=[1, 2]).mean().unstack()
+
+
+def quartiles_over(rows: pd.DataFrame) -> str:
+    """What marks and bars of :func:`quartiles_by_seed` are, for a title."""
+    n = rows["seed"].nunique()
+    over = "" if n == 1 else f", mean over {n} seeds"
+    return f"a seed's median over checkpoints, bars: quartiles{over}"
 
 
 def seeds_of(n: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
@@ -20,6 +19,8 @@ from leapbench.figures.style import (
     predictor_styles,
     predictors_of,
     protocols_of,
+    quartiles_by_seed,
+    quartiles_over,
     seeds_of,
 )
 from leapbench.names import VERIFICATION, Regime
@@ -112,16 +113,18 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     medians = (
         rows[rows["predictor"] != "persistence"].groupby(["protocol", "predictor", "fraction"])["change"].median().abs()
     )
+    # Linear up to where the calmest predictor ends, so that those near 0 can be told apart.
+    calmest = medians.groupby(["protocol", "predictor"]).max().min()
     log_scale = medians.max() > 30 * medians.median()
     shift, styles = 0.1 / max(1, len(predictors) - 1), predictor_styles(predictors)
     for ax, protocol in zip(axes[0], protocols, strict=True):
         if log_scale:
-            ax.set_yscale("symlog", linthresh=2 * medians.median())
+            ax.set_yscale("symlog", linthresh=max(calmest, 1e-6))
         for i, predictor in enumerate(predictors):
             group = rows[(rows["protocol"] == protocol) & (rows["predictor"] == predictor)]
             if group.empty:  # a protocol may look along one predictor alone
                 continue
-            quartiles = group.groupby("fraction")["change"].quantile(np.array([0.25, 0.5, 0.75])).unstack()
+            quartiles = quartiles_by_seed(group, "fraction", "change")
             colour, marker = styles[predictor]
             if predictor == "persistence":
                 ax.axhline(0, color=colour, ls="--", lw=1.2)
@@ -136,6 +139,6 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     axes[0, 0].set_ylabel("loss change [nats]" + (", linear near 0, log beyond" if log_scale else ""))
     predictor_legend(figure, predictors)
     K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
-    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\nmedian over checkpoints, bars: quartiles, "
-                    f"{seeds_of(rows['seed'].nunique())}")  # fmt: skip
+    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\n"
+                    f"{quartiles_over(rows)}")  # fmt: skip
     return figure

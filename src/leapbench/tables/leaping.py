@@ -57,6 +57,10 @@ def after_leap(leaps: Leaps) -> Table:
     """Validation loss at an adoption and some steps later, minus the paired baseline's at equal charged time."""
     excess = excess_after(leaps)
     key = [*ROW, "after"]
+    # The same leaps at every delay: those near the end of a run, which are not followed so far, would drop out of one
+    # column after the other.
+    followed = excess.groupby(["run_id", "steps"])["after"].transform("nunique")
+    excess = excess[followed == excess.groupby("run_id")["after"].transform("nunique")]
     by_seed = excess.groupby([*key, "seed"], sort=False).agg(
         n_leaps=("excess_nats", "size"), excess_nats=("excess_nats", "mean"), loss_nats=("loss_nats", "mean"),
         baseline_loss_nats=("baseline_loss_nats", "mean"),
@@ -75,7 +79,8 @@ def after_leap(leaps: Leaps) -> Table:
         "linearly at the same charged time in training steps; a baseline that has ended keeps its last loss. Above 0 "
         "the run would have done better without leaping so far; a leap that looks good at once and bad later climbs "
         "from left to right. What comes after a leap includes the leaps that follow it. Mean of the seeds' means "
-        f"[interval], so that leaps of one run count as one; {stats.INTERVAL}."
+        f"[interval], so that leaps of one run count as one, over the leaps that were followed to the last delay; "
+        f"{stats.INTERVAL}."
     )
     references = leaps.references.frame
     untuned = references[references["reference"] == PLAIN].to_dict("records")

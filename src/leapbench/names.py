@@ -100,6 +100,14 @@ class Regime(StrEnum):
     stable = auto()
 
 
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+class Seconds(StrEnum):
+    """What a clock counts; `leapbench.prediction.clock` says which where."""
+
+    processor = auto()
+    wall = auto()
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 class Status(StrEnum):
     """The state of a run. The first four are final and stand in its summary; `failed` ones are run again on demand."""

@@ -9,7 +9,6 @@ same run left alone. Some ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal

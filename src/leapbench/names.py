@@ -43,6 +43,7 @@ SPLITS = TRAIN, VERIFICATION, VALIDATION = ("train", "verification", "validation
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
 BASELINE = "none"  # the predictor of plain training
+REFERENCE_OPTIMIZER = "adamw"  # a step of it without a wrapper is the unit of cost
 CONTROLS = AVERAGE, PERSISTENCE = ("average", "persistence")  # in every run that observes, and in every table
 
 

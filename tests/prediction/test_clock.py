@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from leapbench.prediction import clock as module
 from leapbench.names import Seconds
+from leapbench.prediction import clock as module
 from leapbench.prediction.clock import CHARGED, LAPS, Clock, seconds_on
 
 

@@ -54,8 +54,9 @@ class Suite:
     seed, model, dataset, optimizer, lr, setting, schedule, predictor (names, joined by +), status (completed |
     diverged | skipped | failed | partial | damaged), reason, skipped (predictors and why), interval, steps, git_commit,
     git_dirty, parameters, code (module -> hash), codes (how many versions of it wrote the run), seconds (what its clock
-    counted: processor | wall, or both, joined by +), dataset_sha256 and torch. `setting` names what else differs between observed runs of one workload. `records` holds the rows of both
-    modes, with run_id; the properties those of mode=observe; `configs` the science part of each config.yaml.
+    counted: processor | wall, or both, joined by +), dataset_sha256 and torch. `setting` names what else differs
+    between observed runs of one workload. `records` holds the rows of both modes, with run_id; the properties those of
+    mode=observe; `configs` the science part of each config.yaml.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -149,9 +150,18 @@ def test_rounds_on_a_slower_machine_change_nothing(monkeypatch):
 
 def test_a_round_that_was_disturbed_changes_nothing(monkeypatch):
     machine = Machine(monkeypatch)
-    plain, other = Imagined(machine, 1.0, paces=[1] * 6), Imagined(machine, 1.5, paces=(1, 1, 1, 9, 1, 1))
-    row = relative._of_steps(plain, other, 5, CPU)
+    plain, other = Imagined(machine, 1.0, paces=[1] * 13), Imagined(machine, 1.5, paces=[1, 1, 9] + [1] * 10)
+    row = relative._of_steps(plain, other, 12, CPU)
     assert (row["cost"], row["low"], row["high"]) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_the_interval_of_a_median_covers_it():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(2000):
+        row = relative._median(np.exp(rng.normal(size=25)))
+        inside += row["low"] <= 1.0 <= row["high"]
+    assert 0.93 <= inside / 2000 <= 0.98  # the next narrower pair of ranks covers 89 %
+    assert relative._median(np.array([3.0, 1.0, 2.0])) == {"cost": 2.0, "low": 1.0, "high": 3.0}
 
 
 @pytest.mark.parametrize("period", [1, 3, 7, 10, 28])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from scipy.stats import binom
 from torch import Tensor, nn
 
 from leapbench.bench.costs import Timing, constant, interleaved
@@ -164,8 +165,8 @@ def measure(
 
     Returns:
         the columns of :func:`leapbench.tables.cost.step_of` and part (step | proposal), predictor, cost, low, high
-        (plain steps: median and quartiles over rounds), bytes_per_parameter, rounds and seconds; of a proposal also its
-        PARTS, K, interval and sequences.
+        (plain steps: median over rounds and its 95 % interval), bytes_per_parameter, rounds and seconds; of a proposal
+        also its PARTS, K, interval and sequences.
     """
     if device.type == "cpu":
         keep_memory()
@@ -212,7 +213,7 @@ def _of_steps(plain: Training, other: Training, rounds: int, device: torch.devic
     count = period * -(-STEPS // period)
     measures = {"plain": lambda: plain.steps(count), "other": lambda: other.steps(count)}
     unit, times = _on(device, interleaved(measures, rounds, device)).values()
-    return _quartiles(times / unit) | {"bytes_per_parameter": other.bytes_per_parameter()}
+    return _median(times / unit) | {"bytes_per_parameter": other.bytes_per_parameter()}
 
 
 def _of_proposal(training: Training, proposing: Proposing, rounds: int, device: torch.device) -> Row:
@@ -223,7 +224,7 @@ def _of_proposal(training: Training, proposing: Proposing, rounds: int, device: 
     unit = times.pop("plain") / STEPS
     parts = {part: float(np.median(values / unit)) for part, values in times.items()}
     whole = np.sum(list(times.values()), axis=0)
-    return _quartiles(whole / unit) | parts | {"bytes_per_parameter": proposing.bytes_per_parameter()}
+    return _median(whole / unit) | parts | {"bytes_per_parameter": proposing.bytes_per_parameter()}
 
 
 def _on(device: torch.device, timings: Mapping[str, list[Timing]]) -> dict[str, np.ndarray]:
@@ -231,9 +232,11 @@ def _on(device: torch.device, timings: Mapping[str, list[Timing]]) -> dict[str, 
     return {name: np.array([timing.on(device) for timing in found]) for name, found in timings.items()}
 
 
-def _quartiles(ratios: np.ndarray) -> Row:
-    low, median, high = np.percentile(ratios, [25, 50, 75])
-    return {"cost": float(median), "low": float(low), "high": float(high)}
+def _median(ratios: np.ndarray) -> Row:
+    """The median with its 95 % interval between two of the values; of five or fewer all there is."""
+    ordered = np.sort(ratios)
+    rank = max(1, int(binom.ppf(0.025, len(ordered), 0.5)))
+    return {"cost": float(np.median(ordered)), "low": float(ordered[rank - 1]), "high": float(ordered[-rank])}
 
 
 def _names(group: str) -> list[str]:

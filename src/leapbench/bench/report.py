@@ -42,9 +42,9 @@ on an idle machine); the csv has the wall clock's too. The measures of a row are
 
 COST_NOTES = f"""
 The unit is a training step of plain AdamW: `optimizer=adamw wrapper=none`, with the constants of its yaml like all
-others. Each figure is the median [quartiles] over the rounds of the ratio within a round, in processor time on a CPU;
-{STEPS} or more steps of either side in turn, in one process. The row of plain AdamW is a second copy of it: how far it
-is from 1 is how well the others are known. Tables take 1 for it.
+others. Each figure is the median over the rounds of the ratio within a round [its 95 % interval], in processor time on
+a CPU; {STEPS} or more steps of either side in turn, in one process. The row of plain AdamW is a second copy of it: how
+far it is from 1 is how well the others are known. Tables take 1 for it.
 
 - **proposal**: snapshot + predict + draw + verify. Draw: choosing and reading the verification data. Verify: one pass
   over them; the rule `strict` makes two, with the live weights and with the candidate, `always` neither draws nor

@@ -9,7 +9,6 @@ same run left alone. Some ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos import provenance
-from leapbench.names import CHECKPOINT, EVALS, LOCK, PROJECT, STREAMS, SUMMARY, Status
+from leapbench.names import CHECKPOINT, CONFIG, EVALS, LOCK, PROJECT, STREAMS, SUMMARY, Status
 from leapbench.records.files import read_summary
 from leapbench.records.lock import read_owner
 from same_rows import untimed
@@ -74,14 +73,13 @@ class Runner:
         return next((path for path in (self.scratch / "raw" / suite).glob("[!.]*") if path.is_dir()), None)
 
     def whole(self, suite: str) -> tuple[dict[str, list[str]], float]:
-        """The rows of the run left alone, and the seconds from its first to its last evaluation."""
+        """The rows of the run left alone, and the seconds from its first file to its last."""
         child = self.start(suite)
         _, err = child.communicate(timeout=LIMIT_S)
         folder = self.folder(suite)
         if child.returncode or folder is None:
             raise RuntimeError(err)
-        totals = json.loads((folder / SUMMARY).read_text())["totals"]
-        return rows(folder), sum(v for key, v in totals.items() if key.endswith("_s") and key != "charged_s")
+        return rows(folder), (folder / SUMMARY).stat().st_mtime - (folder / CONFIG).stat().st_mtime
 
     def interrupt(self, suite: str, kind: signal.Signals, delay_s: float, findings: Findings) -> bool:
         """Start the run, send the signal `delay_s` seconds after it took its lock; whether it is complete."""

@@ -1,16 +1,21 @@
-"""Measure snapshots, predictions and swaps: python scripts/bench.py [--sizes 1M,100M] [--floor | --step EXPERIMENT]."""
+"""Measure what prediction costs: python scripts/bench.py [--sizes 1M,100M] [--floor | --step ... | --cost ...]."""
 
 import argparse
 import sys
 from pathlib import Path
 
 import torch
+from hydra.errors import HydraException
 
-from leapbench.bench import costs, floor, report, step
+from leapbench.bench import costs, floor, relative, report, step
+from leapbench.cli import explain
 from leapbench.config.compose import configured
 from leapbench.config.errors import ConfigError
+from leapbench.config.schema import RunConfig
+from leapbench.records.rows import RecordError
 from leapbench.training.prepare import pick_device
 
+WORKLOAD = "experiment=ttb_text"
 UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
@@ -48,18 +53,30 @@ def main() -> int:
         metavar="EXPERIMENT",
         help="only time the training step of an experiment (and overrides) against a bare loop",
     )
+    parser.add_argument(
+        "--cost",
+        metavar="OVERRIDES",
+        help="only the cost of steps and proposals in steps of plain AdamW, on the workload of these overrides "
+        f"(without this option on {WORKLOAD}, beside the rest)",
+    )
     parser.add_argument("--steps", type=positive, default=400, help="training steps of --floor")
-    parser.add_argument("--rounds", type=positive, default=3, help="rounds of --floor and --step")
+    parser.add_argument("--rounds", type=positive, help="rounds (default: 25 of --cost, 3 of --floor and --step)")
     args = parser.parse_args()
     device = pick_device(args.device)
     torch.set_num_threads(1)
     print(report.machine(device))
     if args.step:
         words = args.step.split()
-        cost = step.measure(configured(f"experiment={words[0]}", *words[1:]), device, args.rounds)
-        setting = f"experiment={args.step}, {args.rounds} rounds in turn."
+        rounds = args.rounds or 3
+        cost = step.measure(configured(f"experiment={words[0]}", *words[1:]), device, rounds)
+        setting = f"experiment={args.step}, {rounds} rounds in turn."
         print(report.step_console(cost))
         print(f"wrote {', '.join(str(path) for path in report.write_step(cost, setting, device, args.out))}")
+        return 0
+    report.check_machine(device, args.out)
+    workload = configured(*relative.PLAIN, "optimizer.lr=1e-3", *(args.cost or WORKLOAD).split())
+    if args.cost:
+        print(f"wrote {', '.join(map(str, cost_of(workload, device, args.rounds or 25, args.out)))}")
         return 0
     tables = []
     for parameters in args.sizes:
@@ -71,17 +88,25 @@ def main() -> int:
         print(f"\n{rows[0]['parameters']:,} parameters, {rows[0]['rounds']} rounds", report.console(rows), sep="\n")
         print(*report.verdicts(rows), sep="\n")
     paths = report.write(tables, device, args.out)
+    paths += cost_of(workload, device, args.rounds or 25, args.out)
     if args.floor:
-        measurement, setting = floor.embedded(args.steps, args.rounds, args.device)
+        measurement, setting = floor.embedded(args.steps, args.rounds or 3, args.device)
         print(f"\n{setting}", report.floor_console(measurement), sep="\n")
         paths += report.write_floor(measurement, setting, device, args.out)
     print(f"\nwrote {', '.join(str(path) for path in paths)}")
     return 0
 
 
+def cost_of(workload: RunConfig, device: torch.device, rounds: int, folder: Path) -> list[Path]:
+    rows = relative.measure(workload, device, rounds, lambda line: print(f"  {line}", file=sys.stderr))
+    print(f"\nin steps of plain AdamW, {rounds} rounds", report.cost_console(rows), sep="\n")
+    return report.write_cost(rows, device, folder)
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ConfigError as error:
-        print(error, file=sys.stderr)
+    except (ConfigError, RecordError, HydraException) as error:
+        known = None if isinstance(error, RecordError) else explain(error)
+        print(known[0] if known else error, file=sys.stderr)
         sys.exit(2)

@@ -43,6 +43,7 @@ SPLITS = TRAIN, VERIFICATION, VALIDATION = ("train", "verification", "validation
 
 # ---- methods ---------------------------------------------------------------------------------------------------------
 BASELINE = "none"  # the predictor of plain training
+REFERENCE_OPTIMIZER = "adamw"  # a step of it without a wrapper is the unit of cost
 CONTROLS = AVERAGE, PERSISTENCE = ("average", "persistence")  # in every run that observes, and in every table
 
 
@@ -98,6 +99,14 @@ class Regime(StrEnum):
     chaotic = auto()
     transition = auto()
     stable = auto()
+
+
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+class Seconds(StrEnum):
+    """What a clock counts; `leapbench.prediction.clock` says which where."""
+
+    processor = auto()
+    wall = auto()
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 
 import gpu
 from helpers import script
-from leapbench.bench import costs, floor, report, step
+from leapbench.bench import costs, floor, relative, report, step
 from leapbench.bench.usual import StateDictWay
 from leapbench.config.compose import configured
 from leapbench.names import PROJECT
@@ -152,9 +152,16 @@ def test_mistakes_are_one_line(flag, value, tmp_path, monkeypatch):
 
 def test_the_command(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "measure", lambda *arguments: iter(rows))
+    monkeypatch.setattr(relative, "measure", lambda config, *arguments: workloads.append(config) or [])
+    monkeypatch.setattr(report, "cost_console", lambda rows: "costs")
+    monkeypatch.setattr(report, "write_cost", lambda *arguments: [tmp_path / "bench_cost.csv"])
+    workloads = []
     end = script(monkeypatch, "bench", "--sizes", "20K", "--repeats", "1", "--out", str(tmp_path))
-    assert end.status == 0
+    assert end.status == 0, end.err
     assert "times faster" in end.out and f"wrote {tmp_path / 'bench.csv'}" in end.out
+    (config,) = workloads
+    assert (config.model.name, config.dataset.name, config.train.batch_size) == ("gpt2_nano", "stdlib", 8)
+    assert "costs" in end.out and str(tmp_path / "bench_cost.csv") in end.out
 
 
 def test_the_training_step_against_a_bare_loop(lab, tmp_path):

@@ -1,19 +1,21 @@
 """Laps that add up, on a clock of our own."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from leapbench.names import Seconds
 from leapbench.prediction import clock as module
-from leapbench.prediction.clock import CHARGED, LAPS, Clock
+from leapbench.prediction.clock import CHARGED, LAPS, Clock, seconds_on
 
 
 class Watch:
     def __init__(self):
         self.time = 100.0
 
-    def perf_counter(self):
+    def process_time(self):
         return self.time
 
     def wait(self, seconds):
@@ -23,7 +25,7 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch):
     watch = Watch()
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=watch.perf_counter))
+    monkeypatch.setattr(module, "time", SimpleNamespace(process_time=watch.process_time))
     return watch
 
 
@@ -98,6 +100,24 @@ def test_a_resumed_clock_goes_on(watch):
     watch.wait(1)
     assert spent(clock) == {"train": 51, "eval": 5}
     assert clock.charged == 51
+
+
+def test_waiting_costs_nothing_on_a_cpu():
+    clock = Clock(torch.device("cpu"))
+    with clock.lap("verify") as waited:
+        time.sleep(0.1)
+    with clock.lap("train") as worked:
+        while time.process_time() - clock._since < 0.02:
+            pass
+    assert waited.seconds < 0.02 <= worked.seconds
+
+
+@pytest.mark.parametrize(("device", "reader"), [("cpu", time.process_time), ("cuda", time.perf_counter)])
+def test_what_a_second_is(device, reader, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    clock = Clock(torch.device(device))
+    assert clock._read is reader
+    assert seconds_on(torch.device(device)) == {"cpu": Seconds.processor, "cuda": Seconds.wall}[device]
 
 
 def test_unknown_laps_are_refused(watch):

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from helpers import EVERY_3_STEPS, Lab, call, interrupted, records, rows
 from leapbench.config.errors import ConfigError
-from leapbench.names import META, PROPOSALS, SUMMARY
+from leapbench.names import META, PROPOSALS, SUMMARY, Seconds
+from leapbench.records.folder import RunFolder
 from leapbench.records.read import load_suite
 from leapbench.records.sources import changed, code_of
 from leapbench.tables import mixed
@@ -137,6 +139,34 @@ def test_a_suite_of_several_codes_is_named(lab, monkeypatch):
     assert mixed(load_suite(lab.results / "several")) == [
         "code: leapbench.training.loop has 2 versions among the runs (of 2 and 1 runs)"
     ]
+
+
+def test_a_suite_whose_seconds_are_not_all_of_one_kind_is_named(lab, monkeypatch):
+    """Records from before this was written down counted wall time; a resumed run may have changed devices."""
+    for seed, seconds in enumerate((Seconds.processor, None, Seconds.wall)):
+        with monkeypatch.context() as patch:
+            if seconds is None:
+                patch.setattr(RunFolder, "describe", without_seconds(RunFolder.describe))
+            else:
+                patch.setattr("leapbench.training.run.seconds_on", lambda device, kind=seconds: kind)
+            run(lab.config("predictor=linear", f"seed={seed}", "suite=clocks"))
+    suite = load_suite(lab.results / "clocks")
+    assert sorted(suite.runs["seconds"]) == ["processor", "wall", "wall"]
+    told = "the laps' seconds are wall time in 2 runs, processor time in 1 run: compare steps and shares, not seconds"
+    assert mixed(suite) == [told]
+    assert mixed(replace(suite, runs=suite.runs[suite.runs["seconds"] == "wall"])) == []
+    (told,) = mixed(replace(suite, runs=suite.runs.assign(seconds="processor+wall")))
+    assert told.startswith("the laps' seconds are processor+wall time in 3 runs")
+
+
+def without_seconds(describe):
+    """`describe` as it was before starts said what their clock counts."""
+
+    def earlier(self, science, machine, meta):
+        meta["start"].pop("seconds")
+        describe(self, science, machine, meta)
+
+    return earlier
 
 
 # ---- which code a run uses -------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from helpers import (
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
-from leapbench.prediction.clock import CHARGED
+from leapbench.prediction.clock import CHARGED, Clock
 from leapbench.records import checkpoint
 from leapbench.training.pace import PdtPace
 from leapbench.training.run import run
@@ -372,6 +372,24 @@ def test_epochs_are_turned_into_steps():
     )  # fmt: skip
     assert (config.train.steps, config.train.interval, config.eval.every, config.schedule.warmup) == (30, 5, 5, 10)
     assert config.horizons == [10]
+
+
+def test_drawing_is_charged_and_done_where_a_loss_is_asked_for(lab, monkeypatch):
+    """Not before the predictor's context is full, not by a rule that never looks; within the lap `verify`."""
+    drawn, draw = [], Workload.draw
+
+    def noted(workload, index):
+        drawn.append((index, clocks[-1].running))
+        draw(workload, index)
+
+    clocks, made = [], Clock.__init__
+    monkeypatch.setattr(Clock, "__init__", lambda self, *args: (clocks.append(self), made(self, *args))[1])
+    monkeypatch.setattr(Workload, "draw", noted)
+    trained(lab, monkeypatch, *LEAP, "predictor=linear", "suite=drawn")  # a context of two: proposals from step 8 on
+    assert drawn == [(index, "verify") for index in range(len(drawn))] and len(drawn) >= 2
+    drawn.clear()
+    folder, _ = trained(lab, monkeypatch, *LEAP, "predictor=linear", "leap.rule=always", "suite=undrawn")
+    assert drawn == [] and rows(folder, LEAPS)
 
 
 def test_the_overhead_is_what_the_laps_say(lab, monkeypatch):

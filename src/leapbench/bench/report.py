@@ -1,4 +1,4 @@
-"""The measurements of bench and bench_floor for the console and as csv and markdown."""
+"""The measurements of bench and its siblings for the console and as csv and markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import torch
 
 from leapbench.bench.costs import INTERVAL, PREDICT_AT_MOST, SWAP_AT_LEAST, K
 from leapbench.bench.floor import Floor
+from leapbench.bench.relative import PARTS, STEPS
 from leapbench.bench.step import AT_MOST, StepCost
+from leapbench.config.errors import ConfigError
+from leapbench.tables.cost import BENCH, WORK, read_bench
 
 SHOWN = {
     "predictor": "predictor", "form": "form", "copy_ms": "copy ms",
@@ -34,6 +37,21 @@ on an idle machine); the csv has the wall clock's too. The measures of a row are
 - **state_dict**: clone the state_dict, predict tensor by tensor into a new one, load it, load the old one back, with
   fresh memory each time as in practice. A tied embedding stands twice in a state_dict. *times faster* is this over
   predict + swap.
+"""
+
+
+COST_NOTES = f"""
+The unit is a training step of plain AdamW: `optimizer=adamw wrapper=none`, with the constants of its yaml like all
+others. Each figure is the median over the rounds of the ratio within a round [its 95 % interval], in processor time on
+a CPU; {STEPS} or more steps of either side in turn, in one process. The row of plain AdamW is a second copy of it: how
+far it is from 1 is how well the others are known. Tables take 1 for it.
+
+- **proposal**: snapshot + predict + draw + verify. Draw: choosing and reading the verification data. Verify: one pass
+  over them; the rule `strict` makes two, with the live weights and with the candidate, `always` neither draws nor
+  verifies.
+- **bytes per parameter**: what is kept between two steps beyond weights and gradients, counted in the objects: the
+  state of optimizer and wrapper; of a predictor, beyond plain AdamW's, the ring of snapshots, with moments where it
+  reads them, and the memory that candidates are built in.
 """
 
 
@@ -122,6 +140,67 @@ def _step_rows(cost: StepCost) -> list[tuple[str, str]]:
         ("rate of a matrix product alone, per second", f"{cost.rate:.3g}"),
         ("share of that rate that the bare loop reaches", f"{100 * cost.bare_share:.0f} %"),
     ]
+
+
+def cost_console(rows: list[dict[str, Any]]) -> str:
+    """Both tables of one workload."""
+    frame = pd.DataFrame(rows)
+    return "\n\n".join(part.to_string(index=False) for part in (_step_costs(frame), _proposal_costs(frame)))
+
+
+def check_machine(device: torch.device, folder: Path) -> None:
+    """Raise ConfigError if bench_cost.csv in this folder is of another machine, RecordError if it cannot be read."""
+    path = folder / BENCH.name
+    there = set(read_bench(path)["machine"])
+    if there - {machine(device)}:
+        raise ConfigError(
+            f"{path} is of another machine ({there.pop()}; this is {machine(device)}), and costs are compared on one: "
+            "delete it, or write elsewhere with --out FOLDER"
+        )
+
+
+def write_cost(rows: list[dict[str, Any]], device: torch.device, folder: Path) -> list[Path]:
+    """bench_cost.csv and bench_cost.md, in which these rows replace those of the same workload.
+
+    Args:
+        rows: of :func:`leapbench.bench.relative.measure`.
+    """
+    frame, before = pd.DataFrame(rows).assign(machine=machine(device)), read_bench(folder / BENCH.name)
+    others = (
+        before[~before[WORK].apply(tuple, axis=1).isin(frame[WORK].apply(tuple, axis=1))] if len(before) else before
+    )
+    frame = pd.concat([others, frame]) if len(others) else frame
+    parts = ["# Costs in steps of plain AdamW", "", f"{machine(device)}.", COST_NOTES]
+    for _, group in frame.groupby(WORK, sort=False):
+        first = group.iloc[0]
+        size = (
+            f"{first['batch_size']} x {first['tokens']} tokens" if first["tokens"] else f"{first['batch_size']} images"
+        )
+        parts += [f"## {first['model']} on {first['dataset']}, {size} a step, {first['precision']}", ""]
+        proposal = group[group["part"] == "proposal"].iloc[0]
+        parts += [f"{first['parameters']:,} parameters, {first['rounds']} rounds.", ""]
+        parts += [_step_costs(group).to_markdown(index=False, disable_numparse=True), ""]
+        parts += [f"K={proposal['K']:.0f}, snapshots {proposal['interval']:.0f} steps apart, verification on "
+                  f"{proposal['sequences']:.0f} {'sequences' if first['tokens'] else 'images'}:", ""]  # fmt: skip
+        parts += [_proposal_costs(group).to_markdown(index=False, disable_numparse=True), ""]
+    return _files(folder, BENCH.stem, frame, parts)
+
+
+def _step_costs(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = frame[frame["part"] == "step"]
+    return _with_costs(rows[["optimizer", "wrapper"]], rows, "cost of a step")
+
+
+def _proposal_costs(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = frame[frame["part"] == "proposal"]
+    parts = rows[[*PARTS]].map("{:.3f}".format)
+    return _with_costs(rows[["predictor"]].join(parts), rows, "proposal")
+
+
+def _with_costs(table: pd.DataFrame, rows: pd.DataFrame, title: str) -> pd.DataFrame:
+    costs = [f"{cost:.3f} [{low:.3f}, {high:.3f}]" for cost, low, high in rows[["cost", "low", "high"]].to_numpy()]
+    table = table.assign(**{title: costs})
+    return table.assign(**{"bytes per parameter": rows["bytes_per_parameter"].map("{:.1f}".format)})
 
 
 def _files(folder: Path, stem: str, frame: pd.DataFrame, parts: list[str]) -> list[Path]:

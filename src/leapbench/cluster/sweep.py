@@ -178,8 +178,8 @@ def execute(line: list[str], screen: Screen, tick: Callable[[], None], cwd: Path
 class Progress:
     """Counts the ended runs of a sweep and estimates the remaining time from them.
 
-    A run's work is its steps times the seconds that a step of its kind took. The pace is the work done since this
-    object was made over the time since: that accounts for parallel jobs and for start-up.
+    A run's work is its steps times the seconds that a step of its kind took by the run's own clock. The pace is the
+    work done since this object was made over the time since: that accounts for parallel jobs and for start-up.
     """
 
     def __init__(self, name: str, runs: Iterable[PlannedRun], now: Callable[[], float] = time.time) -> None:

@@ -22,9 +22,11 @@ class Wrapper:
 
     Attributes:
         scores_live: whether `scored` is always None, so that the optimizer's moments belong to what is observed.
+        period: steps after which its work repeats; it is timed in whole periods.
     """
 
     scores_live: bool = True
+    period: int = 1
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: FlatWeights) -> None:
         self.optimizer, self.weights = optimizer, weights

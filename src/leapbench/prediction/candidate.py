@@ -93,7 +93,7 @@ class Candidate:
         scale: c of the candidate theta_0 + c (full - theta_0) with the lowest loss.
         loss: of that candidate, nats; may be nan or inf; nan if it was not computed.
         coefficients: the numbers that make `full` from as many of the last snapshots, None if no such numbers exist.
-        predict_s, verify_s: seconds spent for this candidate alone; 0 where an equal one was already known.
+        predict_s, verify_s: the clock's seconds for this candidate alone; 0 where an equal one was already known.
     """
 
     full: Tensor | None

@@ -9,6 +9,8 @@ from functools import partial
 
 import torch
 
+from leapbench.names import Seconds
+
 # `other` is logging and checkpoints; `eval` is the scorer's. Neither is charged to the method.
 CHARGED = ("train", "snapshot", "regime", "predict", "verify", "adopt")
 LAPS = (*CHARGED, "eval", "other")
@@ -17,7 +19,10 @@ LAPS = (*CHARGED, "eval", "other")
 class Clock:
     """Adds up seconds per lap. Exactly one lap runs at a time; entering another closes it.
 
-    The device is synchronised only where a lap ends, so steps within one lap keep the device's queue full.
+    On a CPU a second is one of processor time of this process, all its threads together: what else the machine does
+    adds nothing, and neither does waiting for a disk. On any other device it is one of wall time, with the device
+    synchronised where a lap ends and only there, so that steps within one lap keep its queue full. This holds for every
+    column, metric and field whose name ends in `_s` and has a lap's name, or `charged`, before it.
 
     >>> import torch
     >>> from leapbench.prediction.clock import Clock
@@ -35,7 +40,9 @@ class Clock:
     def __init__(self, device: torch.device, spent: dict[str, float] | None = None) -> None:
         self.seconds = dict.fromkeys(LAPS, 0.0) | (spent or {})
         self._wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
-        self._lap, self._since = "other", time.perf_counter()
+        processor = seconds_on(device) == Seconds.processor
+        self._read: Callable[[], float] = time.process_time if processor else time.perf_counter
+        self._lap, self._since = "other", self._read()
 
     def enter(self, lap: str) -> None:
         """Close the running lap and start `lap`; entering the running lap does nothing."""
@@ -64,7 +71,7 @@ class Clock:
 
     def _close(self) -> None:
         self._wait()
-        now = time.perf_counter()
+        now = self._read()
         self.seconds[self._lap] += now - self._since
         self._since = now
 
@@ -88,6 +95,11 @@ class Lap(AbstractContextManager["Lap"]):
     def __exit__(self, *exc: object) -> None:
         self.clock.enter(self.outer)
         self.seconds += self.clock.seconds[self.name]
+
+
+def seconds_on(device: torch.device) -> Seconds:
+    """What the clock counts where a model is on this device."""
+    return Seconds.processor if device.type == "cpu" else Seconds.wall
 
 
 def _nothing() -> None:

@@ -242,8 +242,8 @@ class Leap:
     def _judge(self, candidate: Candidate, history: History, loss_now: float) -> tuple[Proposal, Tensor]:
         """The proposal of a candidate, adopted or not, and the candidate's weights on the model's device."""
         assert candidate.full is not None
-        weights = rescaled(candidate.full, history, candidate.scale).to(self.weights.vector.device)
         with self.clock.lap("verify"):
+            weights = rescaled(candidate.full, history, candidate.scale).to(self.weights.vector.device)
             finite = math.isfinite(candidate.loss if self.rule.asks_candidate else float(weights.sum()))
             adopted = finite and self.rule.accepts(candidate.loss, loss_now)
         if adopted:

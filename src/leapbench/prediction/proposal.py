@@ -18,7 +18,7 @@ class Proposal:
         changed_share: share of the weights that the candidate changes.
         finite: whether the candidate and its loss are numbers; adopted only then.
         adopted: whether the candidate has become the weights: a leap.
-        predict_s, verify_s: seconds.
+        predict_s, verify_s: seconds of :class:`leapbench.prediction.clock.Clock`.
     """
 
     step: int

@@ -25,6 +25,7 @@ from leapbench.names import (
     REGIMES,
     SUMMARY,
     UNCOUNTED,
+    Seconds,
     Status,
 )
 from leapbench.records.rows import COLUMNS, KEYS, RecordError, no_rows, parse_rows
@@ -52,9 +53,10 @@ class Suite:
     `runs` has one row per run folder: run_id, mode (observe | leap; empty if killed before it was written), trajectory,
     seed, model, dataset, optimizer, lr, setting, schedule, predictor (names, joined by +), status (completed |
     diverged | skipped | failed | partial | damaged), reason, skipped (predictors and why), interval, steps, git_commit,
-    git_dirty, parameters, code (module -> hash), codes (how many versions of it wrote the run), dataset_sha256 and
-    torch. `setting` names what else differs between observed runs of one workload. `records` holds the rows of both
-    modes, with run_id; the properties those of mode=observe; `configs` the science part of each config.yaml.
+    git_dirty, parameters, code (module -> hash), codes (how many versions of it wrote the run), seconds (what its clock
+    counted: processor | wall, or both, joined by +), dataset_sha256 and torch. `setting` names what else differs
+    between observed runs of one workload. `records` holds the rows of both modes, with run_id; the properties those of
+    mode=observe; `configs` the science part of each config.yaml.
     """
 
     name: str
@@ -185,12 +187,14 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, pa.T
         } if science else {}  # fmt: skip
     except (KeyError, TypeError) as error:
         raise RecordError(f"{run / CONFIG}: no {error} where one is expected under science") from None
+    starts = meta.get("starts", [])
     row = _BLANK | {
         "run_id": run.name, "trajectory": meta.get("trajectory") or run.name, **fields, "status": status,
         "reason": summary.get("reason") or ("" if summary else f"no {SUMMARY}: still running, or killed"),
         "skipped": summary.get("skipped") or {}, "git_commit": meta.get("git_commit") or "unknown",
         "git_dirty": bool(meta.get("git_dirty")), "parameters": meta.get("parameters"),
-        "code": meta.get("code") or {}, "codes": len({start.get("code") for start in meta.get("starts", [])}),
+        "code": meta.get("code") or {}, "codes": len({start.get("code") for start in starts}),
+        "seconds": "+".join(sorted({start.get("seconds", Seconds.wall) for start in starts})) or Seconds.wall,
         "dataset_sha256": meta.get("dataset_sha256"), "torch": meta.get("torch"),
     }  # fmt: skip
     records = {file: parse_rows(run / file, files.get(file, b""), complete=bool(summary)) for file in COLUMNS}
@@ -202,7 +206,7 @@ _BLANK: dict[str, Any] = {
     **dict.fromkeys(("trajectory", "model", "dataset", "optimizer", "schedule", "mode", "predictor", "reason"), ""),
     **dict.fromkeys(("lr", "seed", "interval", "steps", "parameters")),
     "status": Status.damaged, "skipped": {}, "git_commit": "unknown", "git_dirty": False,
-    "code": {}, "codes": 0, "dataset_sha256": None, "torch": None,
+    "code": {}, "codes": 0, "seconds": "", "dataset_sha256": None, "torch": None,
 }  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def not_counted(suite: Suite) -> list[str]:
 
 
 def mixed(suite: Suite) -> list[str]:
-    """One line per part of the code, data set or PyTorch that is not the same in all completed runs."""
+    """One line per part of the code, data set, PyTorch or clock that is not the same in all completed runs."""
     runs = suite.runs[suite.runs["status"] == Status.completed]
     versions: dict[str, Counter[str]] = {}
     for run in runs.to_dict("records"):
@@ -156,6 +156,10 @@ def mixed(suite: Suite) -> list[str]:
         sizes = " and ".join(str(n) for _, n in counts.most_common())
         if len(counts) > 1:
             lines.append(f"{part} has {len(counts)} versions among the runs (of {sizes} runs)")
+    counted = Counter(runs["seconds"])
+    if len(counted) > 1 or any("+" in seconds for seconds in counted):
+        parts = [f"{seconds} time in {n} {_plural('run', n)}" for seconds, n in counted.most_common()]
+        lines.append(f"the laps' seconds are {', '.join(parts)}: compare steps and shares, not seconds")
     return lines + [f"code: run {run} was continued with other code" for run in runs.loc[runs["codes"] > 1, "run_id"]]
 
 

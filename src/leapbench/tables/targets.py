@@ -1,4 +1,4 @@
-"""When a run first reaches the loss or accuracy of its reference, in steps and in charged time. Frames in, frames out.
+"""When a run first reaches the loss or accuracy of its reference, in steps and charged steps. Frames in, frames out.
 
 Three readings of "reached", side by side:
 
@@ -21,7 +21,7 @@ from leapbench.records.read import Suite
 from leapbench.tables.methods import ROW, WORKLOAD
 
 DEFINITIONS = ("ours", "pdt_loss", "pdt_loss_total", "pdt_accuracy")
-QUANTITIES = ("steps", "charged_s", "charged_steps")
+QUANTITIES = ("steps", "charged_steps")
 # definition -> split, column, sign: sign * value falls where the run gets better.
 _CRITERIA = {
     "ours": (VALIDATION, "loss_nats", 1),

@@ -1,4 +1,4 @@
-"""Does it save time? Steps and charged time to the baseline's best, over the baseline's own, paired by seed."""
+"""Does it save time? Steps and charged steps to the baseline's best, over the baseline's own, paired by seed."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ def time_to_baseline(leaps: Leaps, published: Published) -> Table:
         "counted at the evaluations that all runs share; `pdt loss`: first interval "
         "whose mean training loss is at or below the baseline's lowest; `pdt accuracy`: accuracy likewise, on "
         "validation; `pdt total`: `pdt loss` over the baseline's total time, as PDT's authors computed their table. "
-        "steps: gradient steps paid for. charged: time for everything but evaluation, in the run's own training steps, "
-        "which is charged seconds without the noise of the machine; seconds: the same as measured. To same schedule: "
-        "over the tuned baseline with the method's own schedule: no schedule is credited to a method. Every method at "
-        "the learning rate of its row; tuned means tuned for that very method on the verification split."
+        "steps: gradient steps paid for. charged: everything but evaluation and recording, counted in the run's own "
+        "training steps, so that what else the machine did cancels. To same schedule: over the tuned baseline with the "
+        "method's own schedule: no schedule is credited to a method. Every method at the learning rate of its row; "
+        "tuned means tuned for that very method on the verification split."
     )
     return Table(
         NAME, "Time to baseline", frame, header, _summary(frame, cells), sections=WORKLOAD, body=partial(_body),
@@ -270,7 +270,6 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
             "steps": ratio(first, "steps", brief),
             "charged": ratio(first, "charged_steps", brief) if all_reached else "-",
             "p (Holm)": number(first["p_holm"]),
-            "seconds": ratio(first, "charged_s", brief) if all_reached else "-",
             "charged, to same schedule": ratio(cells["ours", "schedule"], "charged_steps", brief),
             "charged, to published-style": ratio(cells["ours", "published"], "charged_steps", brief),
             "pdt loss": ratio(cells["pdt_loss", main], "charged_steps", brief),
@@ -289,4 +288,5 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
             line[shown[row["definition"]]] = number(1 - row["published_pct"] / 100)
         body.append(line)
     table = pd.DataFrame(body).fillna("")
-    return table.drop(columns=["p (Holm)", "seconds", "charged, to published-style", "pdt total"]) if brief else table
+    dropped = ["p (Holm)", "charged, to published-style", "pdt total"]
+    return table.drop(columns=dropped) if brief else table

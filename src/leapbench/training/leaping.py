@@ -10,6 +10,7 @@ import torch
 
 from leapbench.config.choices import BuffersAfterLeap, LeapAt
 from leapbench.names import LEAPS, REGIMES, VALIDATION, VERIFICATION, Gate, Regime, RuleName
+from leapbench.prediction.candidate import Forward
 from leapbench.prediction.leap import Leap
 from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.proposal import Proposal
@@ -43,6 +44,7 @@ class Leaping(Parts):
         if self.leap is not None and self.at_start:
             self.leap.snapshot()
         self.evaluated: int | None = None  # the step whose evaluation came before its proposal
+        self.drawn: int | None = None  # the proposal whose verification data were drawn last
         self.pace = PACES[config.leap.scheduler](config.horizons[0], config.leap.every, config.train.interval)
 
     def updates_in_interval(self, step: int, position: int) -> int:
@@ -72,9 +74,7 @@ class Leaping(Parts):
 
         # ---- regime --------------------------------------------------------------------------------------------------
         if self.detector is not None:
-            self.clock.enter("regime")
             self._find_regime(step)
-            self.clock.enter("other")
 
         # ---- predict, verify, adopt ----------------------------------------------------------------------------------
         self.leap.K, self.leap.every = self.pace.K, self.pace.every
@@ -85,8 +85,6 @@ class Leaping(Parts):
             self._evaluate(step, position)
             if position >= self.config.train.steps:
                 return position
-        if self.config.verify.resample:
-            self.workload.draw(self.proposals)
         charged_s = self.clock.charged
         try:
             proposals = self.leap.propose(links)
@@ -146,7 +144,7 @@ class Leaping(Parts):
             settings["inclusive"] = rules.adaptive.inclusive
         return Leap(
             workload.model, self.optimizer, unscaled(predictor), config.horizons[0],
-            workload.drawn_loss if config.verify.resample else workload.verification_loss,
+            self._drawn_loss if config.verify.resample else workload.verification_loss,
             name=name, interval=config.train.interval,
             rule=Rule(config.leap.rule, **settings),
             every=config.leap.every, burn_in=config.leap.burn_in, cooldown=config.leap.cooldown,
@@ -154,6 +152,17 @@ class Leaping(Parts):
             factor_at=self.factor_at, after=self._after_adoption, clock=self.clock,
             device=torch.device(config.history_device) if config.history_device else None,
         )  # fmt: skip
+
+    def _drawn_loss(self, forward: Forward) -> float:
+        """Loss on verification data of this proposal's own, nats.
+
+        They are drawn where a loss is first asked for: within the charged lap `verify`, and never for a rule that does
+        not ask.
+        """
+        if self.drawn != self.proposals:
+            self.workload.draw(self.proposals)
+            self.drawn = self.proposals
+        return self.workload.drawn_loss(forward)
 
     def _links_left(self, position: int) -> int:
         """Leaps in a row that the configuration allows and that end within the run."""
@@ -172,7 +181,8 @@ class Leaping(Parts):
 
     def _find_regime(self, step: int) -> None:
         assert self.detector is not None
-        similarity, self.regime, self.confirmed = self.detector.update(*self.workload.probe_states(self.protocol))
+        with self.clock.lap("regime"):
+            similarity, self.regime, self.confirmed = self.detector.update(*self.workload.probe_states(self.protocol))
         row = {"step": step, "protocol": self.protocol, "similarity": similarity}
         row |= {"regime": self.regime, "confirmed": self.confirmed}
         row |= {"tau_low": self.detector.tau_low, "tau_high": self.detector.tau_high}

@@ -1,5 +1,5 @@
 """From the rows of a run's records to what a logger shows: losses of every split, learning rate, similarity and regime,
-shares of accepted proposals, charged time.
+shares of accepted proposals, charged time (`time/<lap>_s`, seconds of leapbench.prediction.clock).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from leapbench.config.choices import LoggerName
 from leapbench.config.errors import ConfigError
 from leapbench.config.schema import RunConfig, digest
 from leapbench.names import Status
+from leapbench.prediction.clock import seconds_on
 from leapbench.records import commit
 from leapbench.records.folder import RunFolder
 from leapbench.records.lock import slurm_job
@@ -130,6 +131,6 @@ def _meta(config: RunConfig, device: torch.device, workload: Workload | None) ->
         "parameters": sum(p.numel() for p in workload.model.parameters()) if workload else None,
         "start": {
             "host": platform.node(), "slurm_job": slurm_job(), "code": digest(code), "dataset_sha256": dataset_sha256,
-            "torch": torch.__version__,
+            "torch": torch.__version__, "seconds": seconds_on(device),
         },
     }  # fmt: skip

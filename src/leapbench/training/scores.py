@@ -32,7 +32,7 @@ class Scores:
         self.best: dict[str, Any] = {}
 
     def record(self, split: str, score: Score, step: int, position: int) -> None:
-        """One row, with the seconds spent so far: the loss, and the accuracy where there is one."""
+        """One row, with the clock's seconds per lap so far: the loss, and the accuracy where there is one."""
         self.losses[split] = score.loss
         metric = {"perplexity": perplexity(score.loss)} if score.accuracy is None else {"accuracy": score.accuracy}
         seconds = {f"{lap}_s": total for lap, total in self.clock.now().items() if lap != "other"}

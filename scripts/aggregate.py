@@ -16,6 +16,7 @@ MAIN = (
     "acceptance_adaptive",
     "acceptance_proximity",
     "momentum_catastrophe",
+    "equivalent_budget",
     "time_to_baseline",
 )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from leapbench.figures.budget import factors, profile, reference_curves
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance, skill
 from leapbench.figures.rates import learning_rates
@@ -42,7 +43,7 @@ def write_figures(
         folder: where the png files go.
     """
     frames = {table.name: table.frame for table in tables}
-    paths = _leap_figures(suite, frames, folder)
+    paths = _leap_figures(suite, frames, folder) + _budget_figures(suite, tables, folder)
     if "learning_rates" in frames:
         return paths + _rate_figures(frames["learning_rates"], folder)
     completed = suite.runs[(suite.runs["status"] == Status.completed) & (suite.runs["mode"] == "observe")]
@@ -108,6 +109,23 @@ def _leap_figures(suite: Suite, frames: dict[str, pd.DataFrame], folder: Path) -
                     figures[stem] = draw(tables[table], name)
             paths += _save(figures, name, folder)
     return paths
+
+
+def _budget_figures(suite: Suite, tables: list[Table], folder: Path) -> list[Path]:
+    """The figures of a suite with reference curves; all its workloads in one."""
+    by_name = {table.name: table for table in tables}
+    if "equivalent_budget" not in by_name:
+        return []
+    table = by_name["equivalent_budget"]
+    assert table.per_seed is not None
+    with plt.rc_context(STYLE):
+        figures = {
+            "equivalent_budget": factors(table.frame, table.per_seed, suite.name),
+            "reference_curve": reference_curves(by_name["reference_curve"].frame, table.frame, suite.name),
+        }
+        if "performance_profile" in by_name:
+            figures["performance_profile"] = profile(by_name["performance_profile"].frame, suite.name)
+        return _save(figures, suite.name, folder)
 
 
 def _save(figures: dict[str, Figure | None], name: str, folder: Path) -> list[Path]:

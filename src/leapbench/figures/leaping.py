@@ -166,7 +166,7 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
         if size.max() > 30 * size.median():
             ax.set_yscale("symlog", linthresh=2 * size.median())
         rule_rows = rows[rows["rule"] == rule]
-        styles = _styles(rule_rows)
+        styles = row_styles(rule_rows)
         shift = 0.5 / max(1, len(styles) - 1)
         for i, (label, style) in enumerate(styles.items()):
             line = rule_rows[rule_rows["row"] == label].sort_values("after")
@@ -185,7 +185,7 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
     return figure
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def row_styles(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Per row of the table: the colour and marker of its predictor, and a line style among that predictor's rows."""
     dashes = ("-", "--", ":", "-.")
     first = rows.drop_duplicates("row")

@@ -12,11 +12,16 @@ from leapbench.records.read import Suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, mixed, not_counted, notes_on
+from leapbench.tables.cost import cost, spent
+from leapbench.tables.equivalent import equivalent_budget
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
+from leapbench.tables.fixed_targets import fixed_targets, performance_profile
+from leapbench.tables.judged import Plan, judged
 from leapbench.tables.leaping import after_leap, leap_overhead
 from leapbench.tables.learning_rates import learning_rates, sweeps_rates
 from leapbench.tables.methods import leaping
 from leapbench.tables.observe import acceptance, consistency, protocols, regime_distribution
+from leapbench.tables.reference_curve import reference_curve
 from leapbench.tables.render import console, latex, markdown, sections
 from leapbench.tables.skill import skill
 from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
@@ -40,8 +45,10 @@ OBSERVED = (
     "regime_distribution", "acceptance_strict", "acceptance_adaptive", "acceptance_proximity", "skill",
     "momentum_catastrophe", "consistency", "cascade", "landscape", "protocols", "learning_rates",
 )  # fmt: skip
+# Of a suite in which plain training has several budgets and methods have one.
+BUDGETED = ("equivalent_budget", "reference_curve", "fixed_targets", "performance_profile")
 LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
-TABLES = (*OBSERVED, *LEAPT)
+TABLES = (*OBSERVED, *BUDGETED, *LEAPT)
 
 
 def build(suite: Suite, published: Published, only: str | None = None) -> list[Table]:
@@ -56,10 +63,16 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     names = (
         [only]
         if only
-        else [*(name for name in OBSERVED if _is_configured(observe_part, name)), *(LEAPT if leap_part.configs else ())]
+        else [
+            *(name for name in OBSERVED if _is_configured(observe_part, name)),
+            *((*BUDGETED, *LEAPT) if leap_part.configs else ()),
+        ]
     )
-    return _observe_tables(observe_part, published, names) + _leap_tables(
-        leap_part, published, names, keep_empty=only is not None
+    keep_empty = only is not None
+    return (
+        _observe_tables(observe_part, published, names)
+        + _budget_tables(suite, names, keep_empty)
+        + _leap_tables(leap_part, published, names, keep_empty)
     )
 
 
@@ -86,6 +99,23 @@ def _observe_tables(suite: Suite, published: Published, names: list[str]) -> lis
         acceptance_tables[name.removeprefix("acceptance_")] if name.startswith("acceptance_") else makers[name]()
         for name in names
     ]
+
+
+def _budget_tables(suite: Suite, names: list[str], keep_empty: bool) -> list[Table]:
+    """Those of `names` that compare with plain training at several budgets; none without a reference curve."""
+    names = [name for name in names if name in BUDGETED]
+    parts = judged(suite, lambda part: cost(spent(part)), Plan()) if names else []
+    if not names or not (parts or keep_empty):
+        return []
+    targets = fixed_targets(parts)
+    makers: dict[str, Callable[[], Table]] = {
+        "equivalent_budget": lambda: equivalent_budget(parts),
+        "reference_curve": lambda: reference_curve(parts),
+        "fixed_targets": lambda: targets,
+        "performance_profile": lambda: performance_profile(targets.frame),
+    }
+    has_content = {"fixed_targets": len(targets.frame) > 0, "performance_profile": len(targets.frame) > 0}
+    return [makers[name]() for name in names if has_content.get(name, True) or keep_empty]
 
 
 def _leap_tables(suite: Suite, published: Published, names: list[str], keep_empty: bool) -> list[Table]:
@@ -122,7 +152,10 @@ def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     """Write csv, md and tex (and the per-seed csv) under `folder`; returns the paths."""
     paths = write_csv(table, folder)
     bodies = sections(table)
-    notes = notes_on(leaping(suite) if table.name in LEAPT else suite.part("observe"))
+    if table.name in BUDGETED:
+        notes = notes_on(suite.part("leap"))
+    else:
+        notes = notes_on(leaping(suite) if table.name in LEAPT else suite.part("observe"))
     for end, text in (
         ("md", markdown(table, suite.name, notes, bodies)),
         ("tex", latex(table, suite.name, bodies)),

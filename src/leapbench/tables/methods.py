@@ -12,6 +12,7 @@ import yaml
 
 from leapbench.config.build import target_of
 from leapbench.config.errors import ConfigError
+from leapbench.config.schema import NONE
 from leapbench.names import AVERAGE, BASELINE, PERSISTENCE, PROJECT, RuleName, Status
 from leapbench.records.read import Suite
 from leapbench.records.settings import differing, flatten
@@ -34,17 +35,24 @@ SCIENCE = [
 
 
 def leaping(suite: Suite) -> Suite:
-    """The runs of mode=leap; for a workload without plain training among them, that of mode=observe too."""
+    """The runs of mode=leap; for a workload without plain training among them, that of mode=observe too.
+
+    Of a model and data set with methods, plain training at budgets at which none ran (the points of a reference curve)
+    is left out.
+    """
     part = suite.part("leap")
-    plain_runs = suite.runs[(suite.runs["mode"] == "observe") & (suite.runs["predictor"] == BASELINE)]
     keys = {name: _workload_of(science) for name, science in suite.configs.items()}
-    leaping_keys = {keys[name] for name in part.configs}
-    has_baseline = {keys[name] for name in part.runs.loc[part.runs["predictor"] == BASELINE, "run_id"]}
-    added = plain_runs[[keys[name] in leaping_keys - has_baseline for name in plain_runs["run_id"]]]
-    if added.empty:
-        return part
-    configs = part.configs | {name: suite.configs[name] for name in added["run_id"]}
-    return replace(part, runs=pd.concat([part.runs, added], ignore_index=True), configs=configs)
+    leapt = {keys[name] for name, science in part.configs.items() if not is_plain(science)}
+    dropped = [
+        name for name in part.configs if keys[name] not in leapt and any(key[:-1] == keys[name][:-1] for key in leapt)
+    ]
+    runs = part.runs[~part.runs["run_id"].isin(dropped)]
+    present = {keys[name] for name in part.configs if name not in dropped}
+    has_baseline = {keys[name] for name in runs.loc[runs["predictor"] == BASELINE, "run_id"] if name in keys}
+    plain_runs = suite.runs[(suite.runs["mode"] == "observe") & (suite.runs["predictor"] == BASELINE)]
+    added = plain_runs[[keys[name] in present - has_baseline for name in plain_runs["run_id"]]]
+    runs = pd.concat([runs, added], ignore_index=True)
+    return replace(part, runs=runs, configs={n: suite.configs[n] for n in runs["run_id"] if n in suite.configs})
 
 
 def methods(suite: Suite) -> pd.DataFrame:
@@ -77,7 +85,7 @@ def methods(suite: Suite) -> pd.DataFrame:
 
 def _workload_of(science: dict[str, Any]) -> tuple[Any, ...]:
     train = science["train"]
-    return (science["model"]["name"], science["dataset"]["name"], train["steps"], train["batch_size"])
+    return (science["model"]["name"], science["dataset"]["name"], train["batch_size"], train["steps"])
 
 
 def _facts(science: dict[str, Any]) -> dict[str, Any]:
@@ -85,15 +93,26 @@ def _facts(science: dict[str, Any]) -> dict[str, Any]:
     predictor = "+".join(science.get("predictors") or {}) or BASELINE
     leap = {} if predictor == BASELINE else science["leap"]
     spec = (science["predictors"] or {}).get(predictor) or {}
-    kind = "baseline" if predictor == BASELINE else "control" if is_control(spec) else "method"
+    kind = "baseline" if is_plain(science) else "control" if is_control(spec) else "method"
     horizons = science.get("K") if leap else None
     options = " ".join(f"{key}={value}" for key, value in spec.items() if key != "_target_")
     return {
         "batch_size": science["train"]["batch_size"], "kind": kind, "predictor": predictor, "options": options,
         "rule": leap.get("rule", ""), "lr_from": science["optimizer"].get("lr_from", "given"),
         "K": horizons[0] if isinstance(horizons, list) else horizons, "gate": leap.get("gate", ""),
-        "advance": leap.get("advance"), "eval_every": science["eval"]["every"],
+        "advance": leap.get("advance"), "eval_every": science["eval"]["every"], "wrapper": wrapper_of(science),
     }  # fmt: skip
+
+
+def wrapper_of(science: Mapping[str, Any]) -> str:
+    """The name of what goes around the run's optimizer; empty for nothing."""
+    name = (science.get("wrapper") or {}).get("name", NONE)
+    return "" if name == NONE else str(name)
+
+
+def is_plain(science: Mapping[str, Any]) -> bool:
+    """Whether a run is its optimizer's alone: no predictor, no wrapper."""
+    return not science.get("predictors") and not wrapper_of(science)
 
 
 def is_control(spec: Mapping[str, Any]) -> bool:
@@ -106,8 +125,9 @@ def is_control(spec: Mapping[str, Any]) -> bool:
 
 def _labels(table: pd.DataFrame, flat: dict[str, dict[str, str]]) -> pd.Series:
     """`linear strict`, `none cosine tuned`, and as many `key=value` words as are needed to tell the rows apart."""
-    labels = (table["predictor"] + " " + table["rule"]).str.strip()
-    method_key = [*WORKLOAD, "predictor", "rule"]
+    predictor = table["predictor"].mask((table["predictor"] == BASELINE) & (table["wrapper"] != ""), "")
+    labels = (predictor + " " + table["rule"] + " " + table["wrapper"]).str.split().str.join(" ")
+    method_key = [*WORKLOAD, "predictor", "rule", "wrapper"]
     for column in NAMED:
         ambiguous = table.groupby(method_key, dropna=False)[column].transform("nunique") > 1
         if column != "K":
@@ -276,8 +296,10 @@ def _command(suite: Suite, group: pd.DataFrame, overrides: str) -> str:
 
 
 def workload_name(key: Mapping[Any, Any]) -> str:
-    """`fcn_small, digits, 375 steps of 48`."""
-    return f"{key['model']}, {key['dataset']}, {key['total_steps']} steps of {key['batch_size']}"
+    """`fcn_small, digits, 375 steps of 48`; with the sequence length and the optimizer where they are part of it."""
+    size = f"{key['batch_size']}" + (f" x {key['tokens']} tokens" if pd.notna(key.get("tokens")) else "")
+    words = [key["model"], key["dataset"], f"{key['total_steps']} steps of {size}"]
+    return ", ".join(map(str, [*words, *([key["optimizer"]] if "optimizer" in key else [])]))
 
 
 def of_workload(frame: pd.DataFrame, workload: Mapping[Any, Any]) -> pd.DataFrame:

@@ -18,7 +18,8 @@ Bodies = list[tuple[str, pd.DataFrame]]
 
 def markdown(table: Table, suite: str, notes: dict[str, list[str]], bodies: Bodies) -> str:
     """The whole table for a reader: header line, the sections with their remarks, the runs that do not count."""
-    parts = [f"# {table.title}: {suite}", "", table.header, ""]
+    parts = [f"# {table.title}: {suite}", "", *(line for problem in table.problems for line in (f"**{problem}**", ""))]
+    parts += [table.header, ""]
     for name, body in bodies:
         parts += [f"## {name}", "", *(line for remark in table.remarks.get(name, []) for line in (remark, ""))]
         parts += [body.to_markdown(index=False, disable_numparse=True), ""]
@@ -79,6 +80,8 @@ def section_name(key: dict[str, object]) -> str:
     """`gpt2_nano, stdlib, adamw lr 0.001, protocol exact`; where runs leap, `fcn_small, digits, 375 steps of 48`."""
     if "batch_size" in key:
         return workload_name(key)
+    if len(key) == 1:
+        return str(*key.values())
     rate = f" lr {key['lr']:g}" if "lr" in key else ""
     words = [str(key["model"]), str(key["dataset"]), f"{key['optimizer']}{rate}"]
     words += [str(key["setting"])] if key.get("setting") else []

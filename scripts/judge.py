@@ -10,6 +10,8 @@ import shlex
 import signal
 import sys
 
+from hydra.errors import HydraException
+
 from leapbench import cli
 from leapbench.cluster import sweep
 from leapbench.cluster.arguments import parser, read
@@ -34,8 +36,9 @@ def main() -> int:
         if not args.allow_dirty:
             commit.require_clean()
         Judge(plan, Screen(), extra).carry_out()
-    except (ConfigError, NothingWorksError) as error:
-        print(error.args[0], file=sys.stderr)
+    except (ConfigError, NothingWorksError, HydraException) as error:
+        known = None if isinstance(error, NothingWorksError) else cli.explain(error)
+        print(known[0] if known else error, file=sys.stderr)
         return 2
     except (sweep.PlanError, FailedError) as error:
         if str(error):

@@ -134,3 +134,5 @@ EVALS, REGIMES, PROPOSALS = "evals.jsonl", "regimes.jsonl", "proposals.jsonl"
 CASCADE, LANDSCAPE, LEAPS = "cascade.jsonl", "landscape.jsonl", "leaps.jsonl"
 STREAMS = (EVALS, REGIMES, PROPOSALS, CASCADE, LANDSCAPE, LEAPS)
 CHECKPOINT, LOCK = "checkpoint/latest.json", "lock"
+
+TRIALS = "_trials"  # at the end of the name of a suite whose runs only choose settings for another

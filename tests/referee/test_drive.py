@@ -77,7 +77,9 @@ def judge(fresh_lab, plan, tmp_path, monkeypatch):
 
 def test_every_row_has_the_same_number_of_trials_and_its_scored_runs(judge, plan, tmp_path):
     judge.carry_out()
-    entries = {(e["row"], e["budget"]): e for e in yaml.safe_load((tmp_path / "tuning/tiny.yaml").read_text())}
+    entries = {
+        (e["row"], e["budget"]): e for e in yaml.safe_load((tmp_path / "tuning/tiny.yaml").read_text())["entries"]
+    }
     assert set(entries) == {("none", 1), ("none", 0.5), ("linear strict", 1), ("persistence strict", 1)}
     plain, linear = entries["none", 1], entries["linear strict", 1]
     assert len(plain["tried"]) == len(linear["tried"]) == 4 and len(entries["none", 0.5]["tried"]) == 3

@@ -24,6 +24,7 @@ from leapbench.tables.fixed_targets import fixed_targets, performance_profile, s
 from leapbench.tables.judged import OTHER_SEEDS, PLAIN, Judged, Plan, judged
 from leapbench.tables.reference_curve import reference_curve
 from leapbench.tables.targets import curves
+from leapbench.tables.trials import trials_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -442,3 +443,27 @@ def test_tables_and_figures_of_a_suite(tmp_path, published):
     for path in paths:
         assert matplotlib.image.imread(path)[..., :3].std() > 0.02, path.name
     assert set(NULL_SEEDS).isdisjoint(SEEDS)
+
+
+# ---- what was spent on finding the settings --------------------------------------------------------------------------
+
+
+def test_trials_come_from_the_suites_own_file(tmp_path):
+    assert trials_of(tmp_path / "none.yaml") == (Plan(), None)
+    path = tmp_path / "suite.yaml"
+    path.write_text("""
+plan: {budgets: [0.5, 1], curve_seeds: [0, 1]}
+entries:
+- {row: none, optimizer: muon, budget: 1, tried: [1, 2, 3], at_edge: [optimizer.lr], like: null}
+- {row: none, optimizer: muon, budget: 0.5, tried: [1], at_edge: [], like: null}
+- {row: persistence strict, optimizer: muon, budget: 1, tried: [], at_edge: [], like: none}
+""")
+    plan, tuning = trials_of(path)
+    assert plan == Plan((0.5, 1), frozenset({0, 1}))
+    assert tuning.to_dict("records") == [
+        {"row": "plain training", "optimizer": "muon", "trials": 3, "at_edge": "optimizer.lr"},
+        {"row": "persistence strict", "optimizer": "muon", "trials": 3, "at_edge": "optimizer.lr"},
+    ]
+    path.write_text("nonsense")
+    with pytest.raises(RecordError, match=r"suite\.yaml cannot be read"):
+        trials_of(path)

@@ -13,11 +13,12 @@ from leapbench.cluster import sweep
 from leapbench.cluster.screen import Screen
 from leapbench.config.compose import configured
 from leapbench.config.schema import digest
-from leapbench.names import BASELINE, SUMMARY, VERIFICATION, Status
+from leapbench.config.tuned import TUNING
+from leapbench.names import BASELINE, SUMMARY, TRIALS, VERIFICATION, Status
 from leapbench.records.plan import PlannedRun
 from leapbench.records.sources import code_of
-from leapbench.referee.ledger import HEADER, TUNING, Entry, Ledger
-from leapbench.referee.plan import AROUND, Plan, Row, Settings
+from leapbench.referee.ledger import HEADER, Entry, Ledger
+from leapbench.referee.plan import AROUND, Plan, Row, Settings, seeds_of
 from leapbench.referee.search import search
 
 RATE = "optimizer.lr"
@@ -62,7 +63,9 @@ class Judge:
     def __init__(self, plan: Plan, screen: Screen, extra: list[str], folder: Path = TUNING) -> None:
         self.plan, self.screen, self.extra = plan, screen, extra
         header = HEADER.format(name=plan.name, steps=plan.steps, seeds=plan.trial_seeds)
-        self.ledger = Ledger(folder / f"{plan.name}.yaml", header)
+        self.ledger = Ledger(folder / f"{plan.name}.yaml", header, {
+            "budgets": list(plan.budgets), "curve_seeds": seeds_of(plan.curve_seeds)
+        })  # fmt: skip
         self.baseline = next(row for row in plan.rows if row.name == BASELINE)
 
     def carry_out(self) -> None:
@@ -114,7 +117,7 @@ class Judge:
         return [
             "train.py",
             "-m",
-            f"suite={self.plan.suite}_trials",
+            f"suite={self.plan.suite}{TRIALS}",
             *words,
             f"seed={self.plan.trial_seeds}",
             *self.extra,

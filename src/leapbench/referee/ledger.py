@@ -10,17 +10,16 @@ from typing import Any
 import yaml
 
 from leapbench.config.errors import ConfigError
-from leapbench.names import PROJECT
 from leapbench.records.files import write_text
 from leapbench.referee.plan import Settings
 from leapbench.referee.search import key_of
 
-TUNING = PROJECT / "results" / "tuning"
 HEADER = """\
 # What the search of plans/{name}.yaml tried, and what it chose. Written by scripts/judge.py.
 #
-# One entry per row, base optimizer and budget (in B = {steps} steps). tried: settings, the last losses on the
-# verification split, nats, one per seed of {seeds} (null: diverged), and the runs. best: those with the lowest mean.
+# plan: budgets of the reference curve in B = {steps} steps, and the seeds that make it. entries: one per row, base
+# optimizer and budget. tried: settings, the last losses on the verification split, nats, one per seed of {seeds}
+# (null: diverged), and the runs. best: those with the lowest mean.
 # at_edge: keys whose best value is the last of its grid, so a wider grid might do better. code: hash of what trained.
 """
 
@@ -65,13 +64,13 @@ class Ledger:
         ConfigError: it cannot be read.
     """
 
-    def __init__(self, path: Path, header: str) -> None:
-        self.path, self.header = path, header
+    def __init__(self, path: Path, header: str, plan: dict[str, Any]) -> None:
+        self.path, self.header, self.plan = path, header, plan
         self.entries: dict[tuple[str, str, float], Entry] = {}
         if path.is_file():
             try:
-                found = [Entry(**item) for item in yaml.load(path.read_text(), Loader=yaml.CSafeLoader) or []]
-            except (yaml.YAMLError, TypeError) as error:
+                found = [Entry(**item) for item in yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["entries"]]
+            except (yaml.YAMLError, TypeError, KeyError) as error:
                 raise ConfigError(
                     f"{path} cannot be read ({str(error).splitlines()[0]}); delete it to begin anew"
                 ) from None
@@ -95,6 +94,6 @@ class Ledger:
     def write(self) -> None:
         """Put all entries into the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        items = [vars(entry) for entry in self.entries.values()]
-        text = yaml.safe_dump(items, sort_keys=False, default_flow_style=None, width=120)
+        content = {"plan": self.plan, "entries": [vars(entry) for entry in self.entries.values()]}
+        text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=120)
         write_text(self.path, self.header + text)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.names import JUDGED, LEAPS
+from leapbench.config.tuned import TUNING
+from leapbench.names import JUDGED, LEAPS, TRIALS
 from leapbench.records.read import Suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
@@ -16,7 +17,7 @@ from leapbench.tables.cost import cost, spent
 from leapbench.tables.equivalent import equivalent_budget
 from leapbench.tables.extrapolation import MOMENTUM, cascade, landscape, momentum_catastrophe
 from leapbench.tables.fixed_targets import fixed_targets, performance_profile
-from leapbench.tables.judged import Plan, judged
+from leapbench.tables.judged import judged
 from leapbench.tables.leaping import after_leap, leap_overhead
 from leapbench.tables.learning_rates import learning_rates, sweeps_rates
 from leapbench.tables.methods import leaping
@@ -25,6 +26,7 @@ from leapbench.tables.reference_curve import reference_curve
 from leapbench.tables.render import console, latex, markdown, sections
 from leapbench.tables.skill import skill
 from leapbench.tables.time_to_baseline import leaps_of, time_to_baseline
+from leapbench.tables.trials import trials_of
 
 __all__ = [
     "TABLES",
@@ -103,13 +105,14 @@ def _observe_tables(suite: Suite, published: Published, names: list[str]) -> lis
 
 def _budget_tables(suite: Suite, names: list[str], keep_empty: bool) -> list[Table]:
     """Those of `names` that compare with plain training at several budgets; none without a reference curve."""
-    names = [name for name in names if name in BUDGETED]
-    parts = judged(suite, lambda part: cost(spent(part)), Plan()) if names else []
+    names = [name for name in names if name in BUDGETED and not suite.name.endswith(TRIALS)]
+    plan, tuning = trials_of(TUNING / f"{suite.name}.yaml")
+    parts = judged(suite, lambda part: cost(spent(part)), plan) if names else []
     if not names or not (parts or keep_empty):
         return []
     targets = fixed_targets(parts)
     makers: dict[str, Callable[[], Table]] = {
-        "equivalent_budget": lambda: equivalent_budget(parts),
+        "equivalent_budget": lambda: equivalent_budget(parts, tuning),
         "reference_curve": lambda: reference_curve(parts),
         "fixed_targets": lambda: targets,
         "performance_profile": lambda: performance_profile(targets.frame),

@@ -15,7 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from leapbench.figures.leaping import KIND_COLOUR, row_styles
-from leapbench.figures.style import seeds_of
+from leapbench.figures.style import (
+    seeds_of,
+    titled,
+)
 from leapbench.names import PERSISTENCE
 from leapbench.tables.curve import Curve
 from leapbench.tables.equivalent import outside_text
@@ -86,7 +89,7 @@ def factors(frame: pd.DataFrame, cells: pd.DataFrame, suite: str) -> Figure | No
         handles.append(Line2D([], [], color="#555555", marker=">", ls="", ms=5, label="outside the reference curve"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2 if figure.get_figwidth() < 10 else 3)
     title = f"Budget that plain training needs for the same loss, over the method's cost: {suite}"
-    figure.suptitle(f"{title}\n{_seeds(frame)}")
+    titled(figure, f"{title}\n{_seeds(frame)}")
     return figure
 
 
@@ -145,7 +148,7 @@ def reference_curves(points: pd.DataFrame, frame: pd.DataFrame, suite: str) -> F
             for i, row in enumerate(rows.to_dict("records"), 1)
         ]
         names.legend(handles=labels, fontsize=6.5, loc="upper left", borderaxespad=0, handletextpad=0.2)
-    figure.suptitle(f"Reference curves of plain training, and the methods' means: {suite}\n{_seeds(frame)}")
+    titled(figure, f"Reference curves of plain training, and the methods' means: {suite}\n{_seeds(frame)}")
     return figure
 
 
@@ -183,7 +186,7 @@ def profile(frame: pd.DataFrame, suite: str) -> Figure | None:
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     never = sorted(set(frame["row"]) - set(names))
     notes = [f"{frame['of'].iloc[0]}", *(textwrap.wrap(f"none reached: {', '.join(never)}", 90) if never else [])]
-    figure.suptitle("\n".join([f"Performance profile of the fixed targets: {suite}", *notes]))
+    titled(figure, "\n".join([f"Performance profile of the fixed targets: {suite}", *notes]))
     return figure
 
 

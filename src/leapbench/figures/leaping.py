@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from leapbench.figures.style import LAP_COLOUR, SPARE_STYLES, grid, mean_over, predictor_styles
+from leapbench.figures.style import (
+    LAP_COLOUR,
+    SPARE_STYLES,
+    grid,
+    mean_over,
+    predictor_styles,
+    titled,
+)
 from leapbench.names import BASELINE, PERSISTENCE, VALIDATION, VERIFICATION
 from leapbench.tables.leaping import OVERHEAD
 from leapbench.tables.methods import MAIN
@@ -68,7 +74,7 @@ def time_to_baseline(frame: pd.DataFrame, name: str) -> Figure | None:
         Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="not reached by all seeds (m/n did)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    figure.suptitle(f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\n"
+    titled(figure, f"Time to the {rows['reference'].iloc[0]} baseline's best, over its own: {name}\n"
                     f"{mean_over(rows, 'paired seeds', 'geometric mean')}; left of the line is faster")  # fmt: skip
     return figure
 
@@ -122,7 +128,7 @@ def loss_curves(
         ax.legend(fontsize=7, loc="upper right")
     axes[0, 0].set_ylim(max(0.0, validation["loss_nats"].min() * 0.9), top * 1.1)
     axes[0, 0].set_ylabel("validation loss [nats]")
-    figure.suptitle(f"Loss against charged time: {name}\nmean over seeds; of a predictor's rows the best on the "
+    titled(figure, f"Loss against charged time: {name}\nmean over seeds; of a predictor's rows the best on the "
                     "verification split")  # fmt: skip
     return figure
 
@@ -150,7 +156,7 @@ def overhead(frame: pd.DataFrame, name: str) -> Figure | None:
     ax.invert_yaxis()
     ax.set_xlabel("share of the charged time [%]")
     figure.legend(loc="outside lower center", ncols=len(OVERHEAD))
-    figure.suptitle(f"Overhead of leaping: {name}\n{mean_over(rows)} of the sum")
+    titled(figure, f"Overhead of leaping: {name}\n{mean_over(rows)} of the sum")
     return figure
 
 
@@ -180,8 +186,7 @@ def after_leap(frame: pd.DataFrame, name: str) -> Figure | None:
         ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     axes[0, 0].set_ylabel("loss - baseline's at equal charged time [nats]")
     note = f"{mean_over(rows, 'seeds, of the mean leap of each')}; below 0 the run is ahead of its baseline"
-    lines = textwrap.wrap(note, max(40, int(11 * figure.get_figwidth())))  # about 11 characters per inch
-    figure.suptitle("\n".join([f"After a leap: {name}", *lines]))
+    titled(figure, f"After a leap: {name}\n{note}")
     return figure
 
 

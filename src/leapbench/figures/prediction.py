@@ -21,6 +21,7 @@ from leapbench.figures.style import (
     protocols_of,
     quartiles_by_seed,
     quartiles_over,
+    titled,
     with_interval,
 )
 from leapbench.tables.acceptance import REGIMES, distance_ratio
@@ -85,7 +86,7 @@ def _acceptance(frame: pd.DataFrame, rule: str, name: str) -> Figure | None:
                 ax.set_xlabel("K [steps]")
         row[0].set_ylabel(f"{protocol}\naccepted [%]")
     predictor_legend(figure, predictors, *cited[:1])
-    figure.suptitle(f"Acceptance, {RULE_WORDS[rule]}\n{name}; {mean_over(frame[frame['n_seeds'] > 0], bars=RATE_BARS)}")
+    titled(figure, f"Acceptance, {RULE_WORDS[rule]}\n{name}; {mean_over(frame[frame['n_seeds'] > 0], bars=RATE_BARS)}")
     return figure
 
 
@@ -125,7 +126,7 @@ def catastrophe(frame: pd.DataFrame, published: pd.DataFrame, name: str) -> Figu
     ax.set_ylabel("predicted loss / loss now")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     over = mean_over(rows[rows["n_seeds"] > 0], mean="geometric mean")
-    figure.suptitle(f"The momentum catastrophe: {name}\nregime {regime}; {over}")
+    titled(figure, f"The momentum catastrophe: {name}\nregime {regime}; {over}")
     return figure
 
 
@@ -157,7 +158,7 @@ def skill(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("skill: gained by the candidate / by training")
     predictor_legend(figure, predictors, Line2D([], [], color="#555555", ls=":", label="training on"))
-    figure.suptitle(f"Skill: {name}\n{quartiles_over(rows)}; linear between -1 and 1")  # fmt: skip
+    titled(figure, f"Skill: {name}\n{quartiles_over(rows)}; linear between -1 and 1")  # fmt: skip
     return figure
 
 
@@ -188,6 +189,6 @@ def distance(scored: pd.DataFrame, name: str) -> Figure | None:
         ax.set_xlabel("K [steps]")
     axes[0, 0].set_ylabel("distance to θ(t+K): candidate / θ(t)")
     predictor_legend(figure, predictors)
-    figure.suptitle(f"Distance to the true weights: {name}\n"
+    titled(figure, f"Distance to the true weights: {name}\n"
                     f"{quartiles_over(rows)}; below 1: closer than staying")  # fmt: skip
     return figure

@@ -13,6 +13,7 @@ from leapbench.figures.style import (
     predictor_legend,
     predictor_styles,
     predictors_of,
+    titled,
     with_interval,
 )
 
@@ -64,5 +65,5 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
         Line2D([], [], color="#000000", ls="--", label="staying (persistence)"),
     ]
     predictor_legend(figure, predictors, *extra)
-    figure.suptitle(f"Where weights can be predicted: {name}\n{mean_over(rows)}; every checkpoint")
+    titled(figure, f"Where weights can be predicted: {name}\n{mean_over(rows)}; every checkpoint")
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -142,6 +143,12 @@ def mean_over(frame: pd.DataFrame, of: str = "seeds", mean: str = "mean", bars: 
         return "one seed"
     fewer = "at most " if frame["n_seeds"].min() < n else ""
     return f"{mean} over {fewer}{n} {of}, bars: {bars}"
+
+
+def titled(figure: Figure, text: str) -> None:
+    """Give the figure a title, its lines broken where they would be wider than the figure."""
+    width = max(40, int(11 * figure.get_figwidth()))  # about 11 characters per inch
+    figure.suptitle("\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width)))
 
 
 def plain_log(ax: Axes) -> None:

@@ -22,6 +22,7 @@ from leapbench.figures.style import (
     quartiles_by_seed,
     quartiles_over,
     seeds_of,
+    titled,
 )
 from leapbench.names import VERIFICATION, Regime
 
@@ -61,7 +62,7 @@ def loss_regimes(evals: pd.DataFrame, regimes: pd.DataFrame, name: str) -> Figur
     for line, word in zip(lines, words, strict=False):
         line.set_label(word)
     figure.legend(handles=[*lines[: len(words)], *patches], loc="outside lower center", ncols=5)
-    figure.suptitle(f"Loss and regimes: {name}\none strip per seed below, {seeds_of(len(seeds))}")
+    titled(figure, f"Loss and regimes: {name}\none strip per seed below, {seeds_of(len(seeds))}")
     return figure
 
 
@@ -99,7 +100,7 @@ def similarity(regimes: pd.DataFrame, name: str) -> Figure | None:
     handles += [Line2D([], [], color="#222222", lw=0.9, ls="--", label="1 - τ_high, 1 - τ_low")]
     handles += [Patch(color=REGIME_COLOUR[regime], label=regime) for regime in BANDS]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, 3 * len(protocols)))
-    figure.suptitle(f"Similarity of consecutive checkpoints: {name}\n{seeds_of(rows['seed'].nunique())}")
+    titled(figure, f"Similarity of consecutive checkpoints: {name}\n{seeds_of(rows['seed'].nunique())}")
     return figure
 
 
@@ -139,6 +140,6 @@ def landscape(rows: pd.DataFrame, name: str) -> Figure | None:
     axes[0, 0].set_ylabel("loss change [nats]" + (", linear near 0, log beyond" if log_scale else ""))
     predictor_legend(figure, predictors)
     K = ", ".join(str(value) for value in sorted(rows["K"].unique()))
-    figure.suptitle(f"Landscape along the prediction, K = {K}: {name}\n"
+    titled(figure, f"Landscape along the prediction, K = {K}: {name}\n"
                     f"{quartiles_over(rows)}")  # fmt: skip
     return figure

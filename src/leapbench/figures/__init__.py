@@ -27,7 +27,7 @@ from leapbench.tables.methods import MAIN, WORKLOAD, leaping, of_workload, workl
 from leapbench.tables.render import section_name
 from leapbench.tables.time_to_baseline import leaps_of
 
-__all__ = ["figures_of_run", "write_figures"]
+__all__ = ["figures_of_run", "slug", "write_figures"]
 
 
 def write_figures(
@@ -131,14 +131,19 @@ def _budget_figures(suite: Suite, tables: list[Table], folder: Path) -> list[Pat
 def _save(figures: dict[str, Figure | None], name: str, folder: Path) -> list[Path]:
     """Write the figures that were drawn as `folder`/<stem>__<workload>.png, and close them."""
     paths: list[Path] = []
-    slug = re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
+    end = slug(name)
     for stem, figure in figures.items():
         if figure is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            paths.append(folder / f"{stem}__{slug}.png")
+            paths.append(folder / f"{stem}__{end}.png")
             figure.savefig(paths[-1], dpi=DPI, metadata={"Software": ""})
             plt.close(figure)
     return paths
+
+
+def slug(name: str) -> str:
+    """The name of a workload within a file's name: `gpt2_nano_stdlib_adamw_lr_0.001`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
 
 
 def figures_of_run(folder: Path, out: Path) -> dict[str, Path]:

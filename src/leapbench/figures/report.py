@@ -12,6 +12,7 @@ from leapbench.tables import Published, Table
 from leapbench.tables.acceptance import score
 
 RUNS = "runs.csv"
+SUITE_PAGE = "README.md"
 RUN_COLUMNS = [
     "run_id", "status", "mode", "model", "dataset", "optimizer", "schedule", "lr", "predictor", "seed", "steps",
     "interval", "git_commit", "git_dirty", "reason",
@@ -37,7 +38,7 @@ def write_report(folder: Path, published: Published, out: Path) -> tuple[list[Ta
         tables.write(table, suite, table_folder)
     figures = write_figures(suite, score(suite), suite_tables, published, out / "figures" / suite.name)
     suite.runs[RUN_COLUMNS].to_csv(table_folder / RUNS, index=False, float_format="%.6g", lineterminator="\n")
-    page = table_folder / "README.md"
+    page = table_folder / SUITE_PAGE
     page.write_text(report(suite, suite_tables, figures, table_folder), encoding="utf-8")
     return suite_tables, figures, page
 
@@ -65,5 +66,10 @@ def report(suite: Suite, suite_tables: list[Table], figures: list[Path], folder:
     lines += ["", "## Figures", ""]
     for path in figures:
         link = Path(os.path.relpath(path, folder)).as_posix()
-        lines += [f"![{path.stem.replace('__', ', ').replace('_', ' ')}]({link})", ""]
+        lines += [f"![{figure_name(path)}]({link})", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def figure_name(path: Path) -> str:
+    """`skill, gpt2 nano stdlib adamw lr 0.001`, from the file's name."""
+    return path.stem.replace("__", ", ").replace("_", " ")

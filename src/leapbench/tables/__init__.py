@@ -51,6 +51,7 @@ OBSERVED = (
 BUDGETED = ("equivalent_budget", "reference_curve", "fixed_targets", "performance_profile")
 LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
 TABLES = (*OBSERVED, *BUDGETED, *LEAPT)
+PER_SEED = "_cells"  # ends the name of a csv with a row per seed
 
 
 def build(suite: Suite, published: Published, only: str | None = None) -> list[Table]:
@@ -173,7 +174,7 @@ def write_csv(table: Table, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     frames = {table.name: table.frame}
     if table.per_seed is not None:
-        frames[f"{table.name}_cells"] = table.per_seed
+        frames[f"{table.name}{PER_SEED}"] = table.per_seed
     paths = [folder / f"{name}.csv" for name in frames]
     for frame, path in zip(frames.values(), paths, strict=True):
         frame.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")

@@ -296,7 +296,8 @@ def command_lines() -> list[tuple[str, ...]]:
 def test_sweep_files_compose(sweeper, line):
     assert line[:2] == ("train.py", "-m") and line[2].startswith("suite=")
     jobs = plan(sweeper(), *line[2:], "seed=42")  # one seed is enough to see that it composes
-    assert len(jobs) == 1 + any(override.startswith("protocol=[exact,paper],") for override in line)
+    rates = next((word.count(",") + 1 for word in line if word.startswith("optimizer.lr=")), 1)
+    assert len(jobs) == rates * (1 + any(override.startswith("protocol=[exact,paper],") for override in line))
 
 
 def leaping_lines() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from leapbench.names import PROJECT
 from leapbench.tables.compare import SIGNIFICANT, bootstrap_factor, holm, sign_flip_p
 from leapbench.tables.stats import (
     CORRELATION,
@@ -107,7 +109,7 @@ def simulate() -> pd.DataFrame:
 
 
 def correlations(folder: Path) -> pd.Series:
-    """Of the tables of acceptance under `folder`: the correlation of two proposals of one seed.
+    """Of the acceptance tables of the sweeps' suites under `folder`: the correlation of two proposals of one seed.
 
     From how much more the seeds' rates vary than those of independent proposals would: of m proposals per seed
     std^2 m / (p (1 - p)) = 1 + (m - 1) correlation, where some proposal was accepted and some not.
@@ -116,7 +118,8 @@ def correlations(folder: Path) -> pd.Series:
         suite, rule, regime -> mean over the cells with two seeds or more.
     """
     parts = []
-    for path in sorted(folder.glob("*/acceptance_*.csv")):
+    suites = {yaml.safe_load(path.read_text()).get("suite") for path in (PROJECT / "sweeps").glob("*.yaml")}
+    for path in sorted(path for path in folder.glob("*/acceptance_*.csv") if path.parent.name in suites):
         if path.stem.endswith("_cells"):
             continue
         cells = pd.read_csv(path)

@@ -142,6 +142,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
+@pytest.fixture(scope="module")
+def few(place: Lab) -> None:
+    """A run of every suite that commands on results are given."""
+    for suite, predictor in (("default", "linear"), ("ttb_embedded", "none"), ("referee_micro", "none")):
+        words = place.overrides(f"results_dir={place.root / 'few'}", f"suite={suite}", f"predictor={predictor}")
+        with pytest.MonkeyPatch.context() as patch:
+            assert call(patch, place.root, *words).status == 0
+
+
 @pytest.fixture
 def small(place: Lab, monkeypatch: pytest.MonkeyPatch):
     """Carry out a command with small settings; how it ended."""
@@ -222,11 +231,7 @@ def test_a_training_command(example, small, place, monkeypatch):
 
 
 @pytest.mark.parametrize("example", OTHERS, ids=lambda example: f"{example.document}: {example.command[:70]}")
-def test_a_command_on_results(example, small, place, monkeypatch):
-    for suite, predictor in (("default", "linear"), ("ttb_embedded", "none"), ("referee_micro", "none")):
-        words = place.overrides(f"results_dir={place.root / 'few'}", f"suite={suite}", f"predictor={predictor}")
-        assert call(monkeypatch, place.root, *words).status == 0
-
+def test_a_command_on_results(example, small, few, monkeypatch):
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 

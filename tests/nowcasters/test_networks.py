@@ -7,11 +7,11 @@ import torch
 
 from leapbench.nowcasters import blocks
 from leapbench.nowcasters.architectures import graph_of
-from leapbench.nowcasters.blocks import Folded, Nowcast, rows
+from leapbench.nowcasters.blocks import Folded, Nowcast
 from leapbench.nowcasters.checkpoints import load
 from leapbench.nowcasters.graphs import VALUES, Kind
 from leapbench.nowcasters.horizons import published as published_horizons
-from leapbench.nowcasters.horizons import published_at
+from leapbench.nowcasters.horizons import published_at, rows
 from leapbench.nowcasters.networks import EdgeNetwork, GraphNetwork, TwoStream, WeightNetworks
 from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.prediction.history import History, Snapshot

@@ -6,7 +6,6 @@ of 170,560 parameters for which the published implementation of NiNo was timed.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,7 @@ from leapbench.nowcasters.networks import CONTEXT, EdgeNetwork, GraphNetwork, We
 from leapbench.nowcasters.scaling import EPS, scales_of, start
 from leapbench.prediction.history import History, Snapshot
 from leapbench.prediction.weights import FlatWeights
-from leapbench.predictors._learned import Learned
+from leapbench.predictors._learned import Learned, on_device
 from leapbench.predictors.nino import Nino
 from leapbench.predictors.wnn import Wnn
 from leapbench.predictors.wnn_plus import WnnPlus
@@ -91,8 +90,9 @@ def edge_by_edge(network: GraphNetwork, history: History) -> Tensor:
     features = torch.where(places[:, :, None] >= 0, scaled[places.clamp(min=0)], 0.0)
     for kind, value in VALUES.items():
         features[kinds == kind, 0] = value
-    network = network if device.type == "cpu" else copy.deepcopy(network).to(device)
-    changes = network(features.flatten(1), kinds, sources, targets, graph.positions.to(device), dead=True)
+    changes = on_device(network, device)(
+        features.flatten(1), kinds, sources, targets, graph.positions.to(device), dead=True
+    )
     out = start(snapshots[-1], layout, scales, torch.empty_like(snapshots[-1]))
     real = places >= 0
     out[places[real]] += deviations[places[real]] * changes[:, :, K // INTERVAL - 1][real]

@@ -61,9 +61,10 @@ def _check_recording(config: RunConfig) -> None:
             "record_trajectory=true records training that nothing interferes with; use mode=observe and "
             "train.inline_leaps=false"
         )
-    every = config.record_every or config.train.interval
-    if every > config.train.steps:
-        raise ConfigError(f"record_every={every} is more than train.steps={config.train.steps}; lower it")
+    if config.recording_interval > config.train.steps:
+        raise ConfigError(
+            f"record_every={config.recording_interval} is more than train.steps={config.train.steps}; lower it"
+        )
 
 
 def _check_schedule(config: RunConfig) -> None:

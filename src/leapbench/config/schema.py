@@ -119,6 +119,11 @@ class RunConfig:
         return self.protocols[protocol].fingerprint.probes
 
     @property
+    def recording_interval(self) -> int:
+        """Steps between two rows of a recorded trajectory."""
+        return self.record_every or self.train.interval
+
+    @property
     def idle_keys(self) -> tuple[str, ...]:
         """Keys that such a run never reads, so that they do not change its id."""
         unused = tuple(key for key in ("wrapper", "pipeline") if getattr(self, key).name == NONE)

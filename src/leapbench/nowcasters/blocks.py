@@ -18,25 +18,13 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from leapbench.nowcasters.graphs import VALUES, Block, Graph, Kind, tiles
+from leapbench.nowcasters.horizons import readout
 from leapbench.nowcasters.networks import CONTEXT, GraphNetwork
 from leapbench.nowcasters.scaling import EPS, Scale
 
 # Edges of a tile: on a CPU two tensors of 128 features (1 MB each) stay near the core.
 CPU_EDGES, GPU_EDGES = 1 << 11, 1 << 17
 STRIP = 1 << 17  # values whose snapshots are scaled at a time
-
-
-def rows(K: float, horizons: int) -> dict[int, float]:
-    """Which outputs make the change K intervals ahead: row -> factor; between two of them a line, 0 at K = 0.
-
-    Raises:
-        ValueError: K is beyond the last.
-    """
-    if not 0 <= K <= horizons:
-        raise ValueError(f"K is {K:g} intervals, and this network predicts up to {horizons}; use a longer interval")
-    below = int(K)
-    found = {below - 1: 1 - (K - below), below: K - below}
-    return {row: share for row, share in found.items() if share and row >= 0}
 
 
 @dataclass(frozen=True)
@@ -91,12 +79,7 @@ class Folded:
     def readout(self, K: float) -> tuple[Tensor, Tensor]:
         """The last layer for K intervals: (kernel, width) and (kernel,)."""
         last, horizons = self.network.edge_out.linears[1], self.network.horizons
-        weight, bias = last.weight.view(-1, horizons, last.in_features), last.bias.view(-1, horizons)
-        chosen = rows(K, horizons)
-        matrix, constant = torch.zeros_like(weight[:, 0]), torch.zeros_like(bias[:, 0])
-        for row, share in chosen.items():
-            matrix, constant = matrix + share * weight[:, row], constant + share * bias[:, row]
-        return matrix, constant
+        return readout(last.weight.view(-1, horizons, last.in_features), last.bias.view(-1, horizons), K)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,13 @@ class Recorder:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found out now
         self._map = np.memmap(path, DTYPES[dtype], "r+", shape=(self.rows, layout.size))
 
+    def is_due(self, step: int) -> bool:
+        """Whether there is a row for the weights after this step."""
+        return step % self.every == 0 and step // self.every < self.rows
+
     def record(self, step: int, weights: Tensor) -> None:
         """Write the weights (N,) if a row is due after this step."""
-        if step % self.every == 0 and step // self.every < self.rows:
+        if self.is_due(step):
             self._map[step // self.every] = weights.detach().cpu().numpy()
 
     def flush(self) -> None:

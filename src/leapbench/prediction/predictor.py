@@ -104,8 +104,21 @@ def check_prediction(predictor: Predictor, full: Any, history: History, versions
 
 def names() -> list[str]:
     """Every predictor that has a file of its own."""
-    package = importlib.import_module(PACKAGE)
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_")
+    return modules_of(PACKAGE)
+
+
+def modules_of(package: str) -> list[str]:
+    """The files of a package, without helpers."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if module.name[0] != "_")
+
+
+def check_known(key: str, name: str, known: list[str]) -> None:
+    """Raise ValueError if `name`, given as `key`, is none of the known ones."""
+    if name not in known:
+        close = get_close_matches(name.lower().replace("-", "_"), known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{key}={name} is unknown{hint}; use {', '.join(known)}")
 
 
 def named(name: str, **settings: Any) -> Predictor:
@@ -114,10 +127,7 @@ def named(name: str, **settings: Any) -> Predictor:
     Raises:
         ValueError: there is none, or it refuses the settings.
     """
-    if name not in names():
-        close = get_close_matches(name.lower().replace("-", "_"), names(), n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"predictor={name} is unknown{hint}; use {', '.join(names())}")
+    check_known("predictor", name, names())
     kind = class_of(f"{PACKAGE}.{name}")
     try:
         return kind(**settings)

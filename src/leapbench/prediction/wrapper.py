@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from leapbench.names import NONE
 from leapbench.prediction.candidate import Forward, LossFn, candidate_loss, replaced
 from leapbench.prediction.clock import Clock
-from leapbench.prediction.predictor import class_of, name_of
+from leapbench.prediction.predictor import check_known, class_of, modules_of, name_of
 from leapbench.prediction.weights import FlatWeights
 
 # Imported by name, because its modules import this one.
@@ -129,9 +126,7 @@ class Scored:
 
 def names() -> list[str]:
     """Every wrapper that has a file of its own."""
-    package = importlib.import_module(PACKAGE)
-    modules = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_")
-    return [name for name in modules if (kind := _kind(name)) is not None and kind is not Wrapper]
+    return [name for name in modules_of(PACKAGE) if _kind(name) not in (None, Wrapper)]
 
 
 def wrapper_of(given: Any, optimizer: torch.optim.Optimizer, weights: FlatWeights) -> Wrapper:
@@ -144,11 +139,7 @@ def wrapper_of(given: Any, optimizer: torch.optim.Optimizer, weights: FlatWeight
     if given is None:
         return Wrapper(optimizer, weights)
     if isinstance(given, str):
-        known = names()
-        if given not in known:
-            close = get_close_matches(given.lower().replace("-", "_"), known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ValueError(f"wrapper={given} is unknown{hint}; use {', '.join(known)}")
+        check_known("wrapper", given, names())
         kind = _kind(given)
         assert kind is not None
         return kind(optimizer, weights)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from functools import lru_cache
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from leapbench.nowcasters.checkpoints import load
 from leapbench.nowcasters.networks import CONTEXT
 from leapbench.prediction.history import History
 from leapbench.prediction.predictor import Predictor, name_of, spacing
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class Learned(Predictor):
@@ -30,6 +35,12 @@ class Learned(Predictor):
 
     def __init__(self, checkpoint: str | None = None, sha256: str | None = None) -> None:
         self.network: Any = load(name_of(self), checkpoint, sha256)
+
+
+@lru_cache(maxsize=4)
+def on_device(network: N, device: torch.device) -> N:
+    """The network, which lies in main memory, or a copy of it on another device."""
+    return network if device.type == "cpu" else copy.deepcopy(network).to(device)
 
 
 def intervals(history: History, K: int) -> float:

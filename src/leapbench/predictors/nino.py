@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 import torch
@@ -17,7 +16,7 @@ from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.nowcasters.subgraphs import cut
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import Layout
-from leapbench.predictors._learned import Learned, intervals, vectors
+from leapbench.predictors._learned import Learned, intervals, on_device, vectors
 
 
 class Nino(Learned):
@@ -101,4 +100,4 @@ def check(network: GraphNetwork, graph: Graph) -> None:
 @lru_cache(maxsize=4)
 def folded_on(network: GraphNetwork, device: torch.device) -> Folded:
     """The network prepared for weights on this device."""
-    return Folded(network if device.type == "cpu" else copy.deepcopy(network).to(device))
+    return Folded(on_device(network, device))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from leapbench.nowcasters.networks import WeightNetworks
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import Layout, combine, pieces
-from leapbench.predictors._learned import Learned, intervals, vectors
+from leapbench.predictors._learned import Learned, intervals, on_device, vectors
 
 HORIZON = 5  # intervals ahead that it was trained for
 WEIGHTS = 1 << 12  # at a time on a CPU
@@ -47,7 +44,7 @@ class Wnn(Learned):
         h = history.last(self.context)
         share, snapshots = intervals(h, K) / HORIZON, vectors(h)
         device = h.now.weights.device
-        networks = _on(self.network, device)
+        networks = on_device(self.network, device)
         out = combine(snapshots[-1:], [1.0], h.empty_vector())
         for place, operation in operations(h.layout):
             for strip in pieces(place, device):
@@ -69,8 +66,3 @@ def operations(layout: Layout) -> list[tuple[slice, str]]:
         for e in layout
         if len(e.shape) > 1 or e.name.rpartition(".")[0] not in norms
     ]  # fmt: skip
-
-
-@lru_cache(maxsize=4)
-def _on(network: WeightNetworks, device: torch.device) -> WeightNetworks:
-    return network if device.type == "cpu" else copy.deepcopy(network).to(device)

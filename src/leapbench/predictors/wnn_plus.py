@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 
 import torch
@@ -10,11 +9,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from leapbench.nowcasters.architectures import typed_blocks
-from leapbench.nowcasters.blocks import rows, strips
+from leapbench.nowcasters.blocks import strips
+from leapbench.nowcasters.horizons import readout
 from leapbench.nowcasters.networks import EdgeNetwork
 from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.prediction.history import History
-from leapbench.predictors._learned import Learned, intervals, vectors
+from leapbench.predictors._learned import Learned, intervals, on_device, vectors
 
 WEIGHTS = 1 << 11  # at a time on a CPU: two tensors of 128 features stay near the core
 
@@ -69,20 +69,16 @@ class _Folded:
         self.first = (first.weight.double() @ encode.weight.double()).float()
         self.constants = (constants @ first.weight.double().T + first.bias.double()).float()
         self.middle, self.last = network.edge_mlp.linears[1:-1], network.edge_mlp.linears[-1]
-        self.horizons = network.horizons
 
     @staticmethod
     @lru_cache(maxsize=4)
     def on(network: EdgeNetwork, device: torch.device) -> _Folded:
         """Prepared for weights on this device."""
-        return _Folded(network if device.type == "cpu" else copy.deepcopy(network).to(device))
+        return _Folded(on_device(network, device))
 
     def readout(self, K: float) -> tuple[Tensor, Tensor]:
         """The last layer for K intervals: (width,) and a number."""
-        matrix, constant = torch.zeros_like(self.last.weight[0]), torch.zeros_like(self.last.bias[0])
-        for row, share in rows(K, self.horizons).items():
-            matrix, constant = matrix + share * self.last.weight[row], constant + share * self.last.bias[row]
-        return matrix, constant
+        return readout(self.last.weight, self.last.bias, K)
 
     def change(self, x: Tensor, kind: int, matrix: Tensor, constant: Tensor) -> Tensor:
         """Scaled snapshots (e, 5) of weights of one type -> their changes (e,)."""

@@ -70,7 +70,7 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
         [only]
         if only
         else [
-            *(name for name in OBSERVED if _is_configured(observe_part, name)),
+            *_observed(observe_part),
             *((*BUDGETED, *LEAPT) if leap_part.configs and not is_pipelined(suite) else ()),
             *(PIPELINED if is_pipelined(suite) else ()),
         ]
@@ -192,10 +192,15 @@ def write_csv(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
+def _observed(suite: Suite) -> list[str]:
+    """Those of OBSERVED that a suite has something for; of a sweep of rates one, whose rows are the rates."""
+    if sweeps_rates(suite):
+        return ["learning_rates"]
+    return [name for name in OBSERVED if name != "learning_rates" and _is_configured(suite, name)]
+
+
 def _is_configured(suite: Suite, table: str) -> bool:
     configs = suite.configs.values()
-    if sweeps_rates(suite) != (table == "learning_rates"):  # a section per rate would hide what changes between them
-        return False
     if table in ("cascade", "landscape"):
         return any((science.get(table) or {}).get("enabled") for science in configs)
     if table == "momentum_catastrophe":

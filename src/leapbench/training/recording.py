@@ -29,10 +29,9 @@ class Recording:
         self.config, self.weights, self.clock = config, weights, clock
         self._recorder: Recorder | None = None
         if config.record_trajectory:
-            every = config.record_every or config.train.interval
             try:
                 self._recorder = Recorder(
-                    folder, weights.layout, config.train.steps, every, config.record_dtype, resumed
+                    folder, weights.layout, config.train.steps, config.recording_interval, config.record_dtype, resumed
                 )
             except ValueError as error:
                 raise ConfigError(str(error)) from None
@@ -41,7 +40,7 @@ class Recording:
 
     def after(self, step: int) -> None:
         """Write a row if one is due after this step."""
-        if self._recorder is not None and step % self._recorder.every == 0:
+        if self._recorder is not None and self._recorder.is_due(step):
             with self.clock.lap("eval"):
                 self._recorder.record(step, self.weights.vector)
 

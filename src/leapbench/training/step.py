@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ def build_wrapper(config: WrapperConfig, optimizer: torch.optim.Optimizer, weigh
 Record = Callable[[str, dict[str, Any]], None]
 
 
+@dataclass(eq=False)
 class TrainingStep:
     """Batch, gradient, clipping, update: what is done once per step, wherever weights are trained.
 
@@ -62,19 +63,16 @@ class TrainingStep:
         record: takes a stream of the run and a row, where the step has anything to tell; None = it is lost.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        forward: Forward,
-        parameters: list[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        factor_at: Callable[[int], float],
-        wrapper: Wrapper | None = None,
-        record: Record | None = None,
-    ) -> None:
-        self.workload, self.forward, self.parameters = workload, forward, parameters
-        self.optimizer, self.factor_at, self.wrapper, self.record = optimizer, factor_at, wrapper, record
-        self.grad_clip = workload.config.train.grad_clip
+    workload: Workload
+    forward: Forward
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    factor_at: Callable[[int], float]
+    wrapper: Wrapper | None = None
+    record: Record | None = None
+
+    def __post_init__(self) -> None:
+        self.grad_clip = self.workload.config.train.grad_clip
 
     def __call__(self, index: int, position: int) -> Tensor:
         """Make the update `index` (0-based, which decides the batch) at `position`; its loss, a scalar in nats."""

@@ -16,8 +16,8 @@ from leapbench.config.schema import plain
 from leapbench.prediction.weights import FlatWeights
 from leapbench.training.pipeline.averages import DECAY, Average
 from leapbench.training.pipeline.lookahead import LookAhead
-from leapbench.training.pipeline.stages import Stage
-from leapbench.training.pipeline.versions import Versions as Ring
+from leapbench.training.pipeline.stages import Stage, groups_of
+from leapbench.training.pipeline.versions import PastWeights
 
 
 class DelayedStage:
@@ -43,22 +43,22 @@ class DelayedStage:
         optimizer: torch.optim.Optimizer,
         factor_at: Callable[[int], float],
     ) -> None:
-        self.config, self.stage, self.delay, self.optimizer = config, stage, delay, optimizer
+        self.config, self.stage, self.delay = config, stage, delay
         self.longest = gap(delay, 0, config.microbatches)
         self.form, self.updates = arm_of(plain(config)), 0
         self.live = weights.vector[stage.place]
-        self.parameters = [p for entry, p in zip(weights.layout, weights.parameters, strict=True)
-                           if stage.place.start <= entry.offset < stage.place.stop]  # fmt: skip
-        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self.groups = [group_of[id(p)] for p in self.parameters]
+        self.parameters = stage.parameters(weights)
+        self.groups = groups_of(optimizer, self.parameters)
         self.ahead: LookAhead | None = None
         if config.forward != ForwardWeights.delayed:
             self.ahead = LookAhead(config.forward, stage, self.longest, weights, optimizer, factor_at)
-        self.past = Ring(stage, max(self.longest, self.ahead.past if self.ahead else 0), self.live)
-        self.predicted = Ring(stage, self.longest, self.live) if self.ahead else None
+        self.past = PastWeights(stage, max(self.longest, self.ahead.past if self.ahead else 0), self.live)
+        self.predicted = PastWeights(stage, self.longest, self.live) if self.ahead else None
         self.averages = self._averages()
         self.rates: deque[list[float]] = deque(maxlen=self.longest)  # per update the learning rate of each parameter
         self.scratch = torch.empty_like(self.live)
+        # PipeMare averages updates whatever the rest does.
+        self.averages_updates = config.averaged == Averaged.update or config.versions == Versions.pipemare
 
     def _averages(self) -> dict[str, Average]:
         """By form: the one that is used, under the arm's own name, and those that are only compared."""
@@ -101,7 +101,7 @@ class DelayedStage:
     def reconstructed(self, form: str, steps: int) -> Tensor:
         """(size,) the weights `steps` updates ago by the average of this form; in memory that is used again."""
         average = self.averages[form]
-        if self.config.averaged == Averaged.update or self.config.versions == Versions.pipemare:
+        if self.averages_updates:
             distance = self.longest if self.config.versions == Versions.pipemare and form == self.form else steps
             return average.moved(self.live, -float(distance), self.scratch)
         self.scratch.zero_()
@@ -123,7 +123,7 @@ class DelayedStage:
                 self.scratch.copy_(self.live)  # nothing has moved yet
             self.predicted.push(self.scratch)
         self.past.push(self.live)
-        if self.averages and self.config.averaged == Averaged.grad and self.config.versions != Versions.pipemare:
+        if self.averages and not self.averages_updates:
             self._add(self._applied_gradient())
             self.rates.append([float(group["lr"]) for group in self.groups])
 
@@ -138,7 +138,7 @@ class DelayedStage:
             # PipeMare's T1, from memory: lr / d^p with p falling from 1 to 0; an update is proportional to its rate.
             power = 1 - min(total / config.anneal, 1.0)
             torch.lerp(old, self.live, self.longest**-power, out=self.live)
-        if self.averages and (config.averaged == Averaged.update or config.versions == Versions.pipemare):
+        if self.averages and self.averages_updates:
             self._add(torch.sub(self.live, old, out=self.scratch))
         self.updates += 1
 

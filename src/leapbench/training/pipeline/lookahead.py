@@ -19,8 +19,8 @@ from leapbench.prediction.history import History, Snapshot
 from leapbench.prediction.moments import AdamGroup, moments_of
 from leapbench.prediction.predictor import Predictor, named
 from leapbench.prediction.weights import FlatWeights, Layout
-from leapbench.training.pipeline.stages import Stage
-from leapbench.training.pipeline.versions import Versions
+from leapbench.training.pipeline.stages import Stage, groups_of
+from leapbench.training.pipeline.versions import PastWeights
 
 OWN = (ForwardWeights.linear, ForwardWeights.trend, ForwardWeights.momentum)
 
@@ -54,10 +54,8 @@ class LookAhead:
         factor_at: Callable[[int], float],
     ) -> None:
         self.kind, self.stage, self.delay, self.optimizer, self.factor_at = kind, stage, delay, optimizer, factor_at
-        parameters = dict(weights.named_parameters())
-        self.parameters = [parameters[entry.name] for entry in stage.entries]
-        group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self.groups = [group_of[id(p)] for p in self.parameters]
+        self.parameters = stage.parameters(weights)
+        self.groups = groups_of(optimizer, self.parameters)
         self.moments = moments_of(optimizer, weights)
         self.predictor = self._predictor()
         context = self.predictor.context if self.predictor else 1
@@ -67,7 +65,7 @@ class LookAhead:
         self.layout = Layout(replace(entry, offset=entry.offset - start) for entry in stage.entries)
         self.adam = tuple(_within(group, stage.place) for group in self.moments.groups) if self.moments else ()
 
-    def __call__(self, live: Tensor, versions: Versions, position: int, out: Tensor) -> Tensor:
+    def __call__(self, live: Tensor, versions: PastWeights, position: int, out: Tensor) -> Tensor:
         """`out` (size,) filled with the weights `delay` updates after `live` (size,).
 
         Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leapbench.config.choices import Balance
 from leapbench.config.errors import ConfigError
-from leapbench.prediction.weights import Entry, Layout
+from leapbench.prediction.weights import Entry, FlatWeights, Layout
 
 # Residual blocks; those of transformers' language models and vision transformers share a base class of this name.
 BLOCKS = ("GradientCheckpointingLayer", "ResNetBasicLayer", "ResNetBottleNeckLayer")
@@ -70,6 +70,17 @@ class Stage:
     def size(self) -> int:
         """Number of weights."""
         return self.place.stop - self.place.start
+
+    def parameters(self, weights: FlatWeights) -> list[nn.Parameter]:
+        """Those of its entries."""
+        by_name = dict(weights.named_parameters())
+        return [by_name[entry.name] for entry in self.entries]
+
+
+def groups_of(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """The optimizer's group of each parameter."""
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return [group_of[id(p)] for p in parameters]
 
 
 def parts_of(model: nn.Module) -> tuple[Part, ...]:

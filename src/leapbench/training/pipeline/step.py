@@ -20,25 +20,23 @@ dropped, and the delay grows from zero again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from leapbench.config.arms import arm_of, delay_of, gap
 from leapbench.config.choices import Balance, Precision
 from leapbench.config.schema import plain
 from leapbench.names import PIPELINE
-from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.candidate import Forward
 from leapbench.prediction.weights import FlatWeights
 from leapbench.training.pipeline.backward import through
 from leapbench.training.pipeline.delayed import DelayedStage
 from leapbench.training.pipeline.lookahead import check_optimizer
 from leapbench.training.pipeline.stages import Cost, Stage, check_stages, cut, group, measured, parts_of
-from leapbench.training.step import Record, TrainingStep, build_optimizer
+from leapbench.training.step import TrainingStep, build_optimizer
 from leapbench.training.workload import Workload
 
 
@@ -57,19 +55,10 @@ class PipelinedStep(TrainingStep):
         ConfigError: the model cannot be cut so.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        forward: Forward,
-        parameters: list[nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        factor_at: Callable[[int], float],
-        wrapper: Wrapper | None = None,
-        record: Record | None = None,
-    ) -> None:
-        super().__init__(workload, forward, parameters, optimizer, factor_at, wrapper, record)
-        self.model, self.weights = workload.model, FlatWeights.of(workload.model)
-        self.pipeline = workload.config.pipeline
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model, self.weights = self.workload.model, FlatWeights.of(self.workload.model)
+        self.pipeline = self.workload.config.pipeline
         self.total, self.form = 0, arm_of(plain(self.pipeline))
         self._costs: list[Cost] | None = None
         pipeline = self.pipeline
@@ -100,8 +89,7 @@ class PipelinedStep(TrainingStep):
 
     def _arrange(self, stages: tuple[Stage, ...]) -> None:
         self.stages = stages
-        parameters = dict(self.weights.named_parameters())
-        self.parameters_of = [[parameters[entry.name] for entry in stage.entries] for stage in stages]
+        self.parameters_of = [stage.parameters(self.weights) for stage in stages]
         self.delayed = [
             DelayedStage(self.pipeline, stage, delay, self.weights, self.optimizer, self.factor_at)
             for stage in stages

@@ -10,7 +10,7 @@ from torch import Tensor
 from leapbench.training.pipeline.stages import Stage
 
 
-class Versions:
+class PastWeights:
     """The last `capacity` versions of a stage's weights; version k is that after k updates.
 
     Memory: capacity * stage.size elements, all of it taken at once.

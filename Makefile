@@ -57,7 +57,9 @@ rates: setup
 		$(BIN)/python scripts/tune.py $$name || exit 2; \
 	done
 
+# With the runs that are kept in results/records, where they are not there already.
 tables: setup
+	$(BIN)/python scripts/records.py unpack
 	$(BIN)/python scripts/aggregate.py $(ARGS)
 
 report: setup

@@ -33,8 +33,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.documents:
         complaints = write_documents(PROJECT)
-        for table, complaint in complaints.items():
-            print(f"left as it is: {table}: {complaint}", file=sys.stderr)
+        for name, complaint in complaints.items():
+            print(f"left as it is: {name}: {complaint}", file=sys.stderr)
         return int(bool(complaints))
     published = tables.load_published(args.published)
     problems: list[str] = []

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from golden.synthetic import write_run
 
@@ -17,8 +18,9 @@ from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.documents import PLACES, into_document, marks, text_of, write_documents
 from leapbench.tables.equivalent import equivalent_budget
-from leapbench.tables.headline import HORIZONS, MOST_ROWS
+from leapbench.tables.headline import MOST_ROWS
 from leapbench.tables.judged import Plan, judged
+from leapbench.tables.observed_headline import HORIZONS, headline, published_headline
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -27,10 +29,10 @@ from budgets import Lab, own_steps
 RATES = (5e-5, 1e-3, 4e-3)
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=list(PLACES))
-def test_every_table_has_its_place(place):
+@pytest.mark.parametrize(("name", "place"), PLACES.items(), ids=list(PLACES))
+def test_every_table_has_its_place(name, place):
     text = (PROJECT / place.document).read_text()
-    start, end = marks(place.name)
+    start, end = marks(name)
     assert text.count(start) == text.count(end) == 1 and text.index(start) < text.index(end)
 
 
@@ -40,7 +42,7 @@ def test_the_documents_show_the_committed_tables(tmp_path):
         shutil.copytree(PROJECT / name, tmp_path / name)
     shutil.copy(PROJECT / "README.md", tmp_path)
     complaints = write_documents(tmp_path)
-    assert "acceptance_strict" not in complaints
+    assert "acceptance" not in complaints
     for place in PLACES.values():
         assert (tmp_path / place.document).read_text() == (PROJECT / place.document).read_text()
 
@@ -59,7 +61,7 @@ def test_rows_of_the_front_page_are_those_of_the_table(tmp_path):
     figure = tmp_path / "figures" / suite.name / "equivalent_budget__s.png"
     figure.parent.mkdir(parents=True)
     figure.touch()
-    text = text_of("equivalent_budget", folder, ["0123abc"])
+    text = text_of("does it save time", folder, ["0123abc"])
     rows = dict(re.findall(r"^\| `(.+?)`(?: \(control\))? \| (.+) \|$", text, re.MULTILINE))
     assert len(rows) <= MOST_ROWS and not any("momentum" in row for row in rows)
     for row, cells in rows.items():
@@ -79,7 +81,7 @@ def test_the_front_page_says_what_the_rates_do(tmp_path):
     suite = load_suite(tmp_path / "s")
     (table,) = tables.build(suite, tables.load_published(PROJECT / "results/published"), "learning_rates")
     tables.write(table, suite, tmp_path / "tables/s")
-    text = text_of("learning_rates", tmp_path / "tables/s", ["0123abc"])
+    text = text_of("where weights can be predicted", tmp_path / "tables/s", ["0123abc"])
     frame = table.frame
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if re.match(r"\| [\de.-]+ \|", line)]
     assert [float(row[0]) for row in rows] == list(RATES)
@@ -87,6 +89,27 @@ def test_the_front_page_says_what_the_rates_do(tmp_path):
         found = frame[(frame["lr"] == lr) & (frame["measure"] == "accepted_pct")].set_index(["predictor", "K"])["mean"]
         expected = [found[name, K] for name in ("linear", "trend") for K in HORIZONS]
         assert np.allclose([float(cell) for cell in row[2:]], expected, atol=0.5)
+
+
+def test_acceptance_stands_beside_the_published_one():
+    """Of protocol code, from trainings that do not leap by themselves."""
+    folder = PROJECT / "results/tables/leap_verify_embedded"
+    text = published_headline(folder, ["0123abc"])
+    assert text.startswith(headline(folder, ["0123abc"]))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    (names,) = (cells for cells in lines if cells[:2] == ["rule", "regime"])
+    shown = {tuple(cells[:2]): dict(zip(names[2:], cells[2:], strict=True)) for cells in lines if "`" in cells[0]
+             and cells[1] in ("transition", "stable")}  # fmt: skip
+    assert len(shown) == 4
+    for rule in ("strict", "proximity"):
+        frame = pd.read_csv(folder / f"acceptance_{rule}.csv")
+        frame = frame[(frame["protocol"] == "code") & ~frame["setting"].str.contains("inline_leaps=true")]
+        cells = frame.set_index(["regime", "predictor", "K"])
+        for regime in ("transition", "stable"):
+            for name, K in (("linear", 5), ("momentum", 25)):
+                ours, published = shown[f"`{rule}`", regime][f"`{name}`, K = {K}"].split(" / ")
+                assert float(ours.split()[0]) == pytest.approx(cells.loc[(regime, name, K), "mean"], rel=0.01)
+                assert float(published) == cells.loc[(regime, name, K), "published_mean"]
 
 
 def test_a_document_without_the_place_is_one_line(tmp_path):

@@ -17,7 +17,7 @@ from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables import stats
 from leapbench.tables.acceptance import rates, score
-from leapbench.tables.headline import headline
+from leapbench.tables.observed_headline import headline
 from leapbench.tables.skill import skill_of
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -624,22 +624,22 @@ def test_the_headline_of_a_leap_suite(tmp_path, published):
         write_leap_run(tmp_path / "s", seed, "quadratic", **NEVER)
     suite = load_suite(tmp_path / "s")
     tables.write(made(tmp_path / "s", published), suite, tmp_path / "tables")
-    found = text_of("time_to_baseline", tmp_path / "tables", ["0123abc"])
+    found = text_of("time to baseline", tmp_path / "tables", ["0123abc"])
     assert "Runs of commit `0123abc`" in found
     line = found.splitlines()[4]
     assert line == "| fcn_small, digits | 0.500 | missing | missing | 1 of 2 | 1 of 2 |"  # all equal: no interval
     assert stats.RATIO_INTERVAL in found
     with pytest.raises(RecordError, match="make the tables first"):
-        text_of("time_to_baseline", tmp_path)
+        text_of("time to baseline", tmp_path)
 
 
 def test_a_headline_does_not_rename_the_intervals_of_older_tables(tmp_path, published):
     folder = shutil.copytree(PROJECT / "results/tables/leap_verify_embedded", tmp_path / "tables")
-    assert text_of("acceptance_strict", folder).startswith("Runs of commit `")
+    assert text_of("acceptance", folder).startswith("Runs of commit `")
     page = folder / "acceptance_strict.md"
     page.write_text(page.read_text().replace(stats.RATE_INTERVAL, "another interval"))
     with pytest.raises(RecordError, match=r"acceptance_strict.md: its intervals are not the .*; make the tables again"):
-        text_of("acceptance_strict", folder)
+        text_of("acceptance", folder)
 
 
 def test_a_method_is_faster_only_if_its_interval_and_its_corrected_p_say_so(tmp_path, published):
@@ -655,5 +655,5 @@ def test_a_method_is_faster_only_if_its_interval_and_its_corrected_p_say_so(tmp_
     assert at(table.frame, "quadratic strict")[["p", "p_holm"]].isna().all()
     assert table.frame.loc[table.frame["kind"] == "baseline", "p_holm"].isna().all()
     tables.write(table, load_suite(tmp_path / "s"), tmp_path)
-    assert "| 0 of 2 | 1 of 2 |" in text_of("time_to_baseline", tmp_path, ["0123abc"])
+    assert "| 0 of 2 | 1 of 2 |" in text_of("time to baseline", tmp_path, ["0123abc"])
     assert re.search(r"\| 0\.062 +\|", (tmp_path / "time_to_baseline.md").read_text())

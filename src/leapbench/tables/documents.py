@@ -12,7 +12,8 @@ import pandas as pd
 from leapbench.records.rows import RecordError
 from leapbench.tables import stats
 from leapbench.tables.compare import FACTOR_INTERVAL
-from leapbench.tables.headline import budget_headline, headline, leap_headline, rates_headline
+from leapbench.tables.headline import budget_headline, leap_headline, rates_headline
+from leapbench.tables.observed_headline import acceptance_headline, headline, published_headline
 
 RUNS = "runs.csv"
 
@@ -23,46 +24,50 @@ class Place:
 
     Attributes:
         document: its path in the project.
-        name: of the place in it.
         suite: whose table it is.
+        table: its name.
         interval: what the table must call its intervals, so that older ones are not renamed.
         maker: (results/tables/<suite>, commits of its runs) -> markdown.
     """
 
     document: str
-    name: str
     suite: str
+    table: str
     interval: str
     maker: Callable[[Path, list[str]], str]
 
 
+FINDINGS = "docs/findings.md"
+STRICT = "acceptance_strict"
+# By the name that the place has in its document.
 PLACES = {
-    "equivalent_budget": Place("README.md", "does it save time", "referee_micro", FACTOR_INTERVAL, budget_headline),
-    "learning_rates": Place(
-        "README.md", "where weights can be predicted", "learning_rates", stats.INTERVAL, rates_headline
+    "does it save time": Place("README.md", "referee_micro", "equivalent_budget", FACTOR_INTERVAL, budget_headline),
+    "where weights can be predicted": Place(
+        "README.md", "learning_rates", "learning_rates", stats.INTERVAL, rates_headline
     ),
-    "acceptance_strict": Place(
-        "docs/findings.md", "acceptance", "leap_verify_embedded", stats.RATE_INTERVAL, headline
+    "acceptance": Place(FINDINGS, "leap_verify_embedded", STRICT, stats.RATE_INTERVAL, headline),
+    "GPT-2 124M": Place(FINDINGS, "leap_verify_gpt2_cpu", STRICT, stats.RATE_INTERVAL, published_headline),
+    "GPT-2 124M, lr 6e-4": Place(
+        FINDINGS, "leap_verify_gpt2_cpu_lr6e-4", STRICT, stats.RATE_INTERVAL, acceptance_headline
     ),
-    "time_to_baseline": Place(
-        "docs/findings.md", "time to baseline", "ttb_embedded", stats.RATIO_INTERVAL, leap_headline
-    ),
-}  # fmt: skip
+    "time to baseline": Place(FINDINGS, "ttb_embedded", "time_to_baseline", stats.RATIO_INTERVAL, leap_headline),
+}
 COVERAGE = ("docs/judging.md", "coverage")  # scripts/coverage.py
 
 
-def text_of(table: str, folder: Path, commits: list[str] | None = None) -> str:
+def text_of(name: str, folder: Path, commits: list[str] | None = None) -> str:
     """What a document shows of a table.
 
     Args:
-        table: one of PLACES.
+        name: one of PLACES.
         folder: results/tables/<suite>.
         commits: whose runs it was made from; None = those of the folder's runs.csv.
 
     Raises:
         RecordError: the table is not there, or its intervals are not those of this version.
     """
-    place, page = PLACES[table], folder / f"{table}.md"
+    place = PLACES[name]
+    page = folder / f"{place.table}.md"
     if not page.is_file():
         raise RecordError(f"{page}: not there; make the tables first")
     if place.interval not in page.read_text(encoding="utf-8"):
@@ -71,19 +76,19 @@ def text_of(table: str, folder: Path, commits: list[str] | None = None) -> str:
 
 
 def write_documents(root: Path) -> dict[str, str]:
-    """Put every table of PLACES that can be shown into its document; table -> why not, for the others.
+    """Put every table of PLACES that can be shown into its document; name -> why not, for the others.
 
     Args:
         root: of the project.
     """
     complaints = {}
-    for table, place in PLACES.items():
+    for name, place in PLACES.items():
         try:
-            text = text_of(table, root / "results" / "tables" / place.suite)
+            text = text_of(name, root / "results" / "tables" / place.suite)
         except RecordError as error:
-            complaints[table] = str(error)
+            complaints[name] = str(error)
         else:
-            into_document(root / place.document, place.name, text)
+            into_document(root / place.document, name, text)
     return complaints
 
 

@@ -11,15 +11,14 @@ import pandas as pd
 from leapbench.tables import stats
 from leapbench.tables.compare import FACTOR_INTERVAL, SIGNIFICANT
 from leapbench.tables.equivalent import DIVERGED, FASTER, SLOWER, UNDECIDED, factor_text
-from leapbench.tables.extrapolation import CALM
 from leapbench.tables.judged import PLAIN
 from leapbench.tables.learning_rates import LOSS, RATE
 from leapbench.tables.methods import WORKLOAD
-from leapbench.tables.numbers import number
+from leapbench.tables.numbers import commit_names, line_of, number
+from leapbench.tables.observed_headline import HORIZONS
 from leapbench.tables.published_pdt import as_published
 from leapbench.tables.time_to_baseline import ratio
 
-HORIZONS = (5, 25, 100)
 SHOWN = ("linear", "trend")  # against the learning rate
 MOST_ROWS = 8  # of the front page's tables
 
@@ -55,17 +54,17 @@ def budget_headline(folder: Path, commits: list[str]) -> str:
         "",
         *_figure(folder, "equivalent_budget", "Charged factor of every method, plain training at 1"),
         "",
-        _row(["method", *(f"{name}: charged factor, Holm p, verdict" for name in by_optimizer)]),
-        _row([":--", *[":--"] * len(by_optimizer)]),
+        line_of(["method", *(f"{name}: charged factor, Holm p, verdict" for name in by_optimizer)]),
+        line_of([":--", *[":--"] * len(by_optimizer)]),
     ]
     for row in shown:
         cells = [_judged_text(part.loc[row].to_dict()) for part in by_optimizer.values()]
-        lines.append(_row([f"`{row}`" + (" (control)" if row in controls else ""), *cells]))
+        lines.append(line_of([f"`{row}`" + (" (control)" if row in controls else ""), *cells]))
     seeds = frame.loc[frame["row"].isin(shown), "n_seeds"]
     lines += [
         "",
         f"{first['model']} on {first['dataset']}, B = {first['total_steps']} steps, {seeds.min()} to {seeds.max()} "
-        f"seeds, runs of {_commit_names(commits)}; brackets: {FACTOR_INTERVAL}. The whole table, with trials, edges "
+        f"seeds, runs of {commit_names(commits)}; brackets: {FACTOR_INTERVAL}. The whole table, with trials, edges "
         f"and null laws: [{folder.name}]({_link(folder)}/equivalent_budget.md).",
     ]
     return "\n".join(lines)
@@ -105,17 +104,17 @@ def rates_headline(folder: Path, commits: list[str]) -> str:
         "",
         *_figure(folder, "learning_rates", "Skill, acceptance and distance against the learning rate"),
         "",
-        _row(["learning rate", "final loss [nats]", *(f"`{name}`, K = {K} [%]" for name, K in columns)]),
-        _row(["--:"] * (2 + len(columns))),
+        line_of(["learning rate", "final loss [nats]", *(f"`{name}`, K = {K} [%]" for name, K in columns)]),
+        line_of(["--:"] * (2 + len(columns))),
     ]
     for lr, loss in losses.sort_index()["mean"].items():
-        lines.append(_row([f"{lr:g}", number(loss), *(share(name, K, lr) for name, K in columns)]))
+        lines.append(line_of([f"{lr:g}", number(loss), *(share(name, K, lr) for name, K in columns)]))
     first = frame.iloc[0]
     lines += [
         "",
         f"Percent of proposals with a lower held-out loss than the current weights (rule `strict`), mean over "
         f"{losses['n_seeds'].max()} seeds; {first['model']} on {first['dataset']}, {first['optimizer']}, runs of "
-        f"{_commit_names(commits)}. Intervals, all predictors, skill and distance: "
+        f"{commit_names(commits)}. Intervals, all predictors, skill and distance: "
         f"[{folder.name}]({_link(folder)}/learning_rates.md).",
     ]
     return "\n".join(lines)
@@ -131,69 +130,6 @@ def _link(folder: Path) -> str:
     return f"results/tables/{folder.name}"
 
 
-def headline(folder: Path, commits: list[str]) -> str:
-    """Two markdown tables: acceptance and distance by predictor, and the momentum catastrophe by protocol.
-
-    Args:
-        folder: results/tables/<suite>, with acceptance_strict.csv and momentum_catastrophe.csv of one workload.
-        commits: whose runs the tables were made from.
-    """
-    strict = pd.read_csv(folder / "acceptance_strict.csv")
-    momentum = pd.read_csv(folder / "momentum_catastrophe.csv")
-    exact = strict[(strict["protocol"] == "exact") & (strict["regime"] == "all")]
-    first = exact.iloc[0]
-    # Trainings that leap by themselves are another workload.
-    momentum = momentum[momentum["setting"].isna() | (momentum["setting"] == first["setting"])]
-    seeds = int(first["n_seeds"])
-    across = [f"K = {K}" for K in HORIZONS]
-    lines = [
-        f"Runs of {_commit_names(commits)}: {first['model']} on {first['dataset']}, {first['optimizer']} "
-        f"lr {first['lr']:g}, {seeds} seeds; every checkpoint, all regimes, protocol `exact`; mean and "
-        f"{stats.RATE_INTERVAL}.",
-        "",
-        _row(["predictor", *(f"better than staying, {k} [%]" for k in across), *(f"distance, {k}" for k in across)]),
-        _row([":--", *["--:"] * 6]),
-    ]
-    for name in exact["predictor"].drop_duplicates():
-        group = exact[exact["predictor"] == name].set_index("K")
-        cells = [
-            f"{r['mean']:.0f}" + (f" [{r['ci_low']:.0f}, {r['ci_high']:.0f}]" if pd.notna(r["ci_low"]) else "")
-            for _, r in group.loc[list(HORIZONS)].iterrows()
-        ]
-        lines.append(_row([f"`{name}`", *cells, *(f"{group.loc[K, 'distance_ratio']:.2f}" for K in HORIZONS)]))
-    lines += [
-        "",
-        "*Better than staying*: the candidate's held-out loss is below the current one (rule `strict`). *Distance*: "
-        "median of the candidate's distance to the weights really reached K steps later, over that of the current "
-        "weights; below 1 the prediction is closer than no prediction.",
-        "",
-        "The published momentum catastrophe, loss of the predicted weights over the current loss, on one trajectory. "
-        "Ours and the published one are both over the checkpoints of transition and stable alone "
-        f"({_calm_share(momentum)}):",
-        "",
-        _row(["momentum as in", *across, "second moments lost to float16 [%]"]),
-        _row([":--", *["--:"] * 4]),
-    ]
-    rows = momentum[(momentum["regime"] == CALM) & (momentum["predictor"] == "momentum")]
-    for protocol in rows["protocol"].drop_duplicates():
-        group = rows[rows["protocol"] == protocol].set_index("K")
-        cells = [_ratio(value) for value in group.loc[list(HORIZONS), "ratio_of_means"]]
-        lines.append(_row([f"`{protocol}`", *cells, f"{group.loc[HORIZONS[0], 'underflow_pct']:.0f}"]))
-    cited = momentum.dropna(subset=["published_ratio"]).drop_duplicates("K").set_index("K")
-    source = cited["published_source"].iloc[0]
-    cells = [_ratio(value) for value in cited.loc[list(HORIZONS), "published_ratio"]]
-    lines.append(_row([f"published, {cited['published_model'].iloc[0]} ({source})", *cells, ""]))
-    return "\n".join(lines)
-
-
-def _calm_share(momentum: pd.DataFrame) -> str:
-    """`75-76 of 117 proposals at K = 5`: how many of our proposals those are, over the protocols."""
-    rows = momentum[(momentum["predictor"] == "momentum") & (momentum["K"] == HORIZONS[0])]
-    calm, total = (rows.loc[rows["regime"] == regime, "n_proposals"] for regime in (CALM, "all"))
-    span = f"{calm.min()}" if calm.min() == calm.max() else f"{calm.min()}-{calm.max()}"
-    return f"{span} of {total.max()} proposals at K = {HORIZONS[0]}"
-
-
 def leap_headline(folder: Path, commits: list[str]) -> str:
     """One markdown table, a row per workload: what tuning, PDT and all methods do to the time to the baseline's best.
 
@@ -203,13 +139,13 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
     """
     frame = pd.read_csv(folder / "time_to_baseline.csv", keep_default_na=False, na_values=[""])
     lines = [
-        f"Runs of {_commit_names(commits)}. Charged time until a run first reaches the best validation loss of its "
+        f"Runs of {commit_names(commits)}. Charged time until a run first reaches the best validation loss of its "
         "baseline, over the baseline's own time to it, overhead included; below 1 is faster. Geometric mean over "
         f"{frame['n_seeds'].max()} paired seeds and {stats.RATIO_INTERVAL}.",
         "",
-        _row(["workload", "tuned baseline, against the published setting", "PDT, against the published setting",
+        line_of(["workload", "tuned baseline, against the published setting", "PDT, against the published setting",
               "PDT, against the tuned baseline", "faster than the tuned baseline", "reach its loss"]),
-        _row([":--", *["--:"] * 5]),
+        line_of([":--", *["--:"] * 5]),
     ]  # fmt: skip
     ours = frame[frame["definition"] == "ours"]
     for _, group in ours.groupby(WORKLOAD, sort=False):
@@ -222,7 +158,7 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
         faster = int(((others["charged_steps_ratio_ci_high"] < 1) & (others["p_holm"] < SIGNIFICANT)).sum())
         reached = int((others["reached"] == others["n_seeds"]).sum())
         lines.append(
-            _row(
+            line_of(
                 [
                     f"{group['model'].iloc[0]}, {group['dataset'].iloc[0]}",
                     _ratio_of(published, next(iter(tuned["reference_row"].dropna()), None)), _ratio_of(published, pdt),
@@ -243,16 +179,3 @@ def leap_headline(folder: Path, commits: list[str]) -> str:
 
 def _ratio_of(table: pd.DataFrame, row: str | None) -> str:
     return ratio(table.loc[row].to_dict() if row in table.index else None, "charged_steps")
-
-
-def _commit_names(commits: list[str]) -> str:
-    names = sorted({commit[:12] for commit in commits})
-    return f"commit{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)}"
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,3 +64,14 @@ def interval(cell: Cell, name: str, brief: bool = False) -> str:
     """`0.870 [0.810, 0.930]` from `name`, `name`_ci_low and `name`_ci_high; `missing` without a mean."""
     mean, low, high = (number(cell[f"{name}{end}"]) for end in ("", "_ci_low", "_ci_high"))
     return (f"{mean} [{low}, {high}]" if low and not brief else mean) or MISSING
+
+
+def commit_names(commits: Iterable[str]) -> str:
+    """`commit 0123456789ab`, or `commits` and all of them, each once."""
+    names = sorted({commit[:12] for commit in commits})
+    return f"commit{'s' if len(names) > 1 else ''} {', '.join(f'`{name}`' for name in names)}"
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """A row of a table in markdown."""
+    return f"| {' | '.join(cells)} |"

@@ -109,8 +109,8 @@ def _beside_published(folder: Path) -> str:
     cited = regimes.dropna(subset=["published_mean"]).iloc[0]
     checkpoints = int(regimes["n_checkpoints"].max() // regimes["n_seeds"].max())
     lines = [
-        f"Checkpoints of each regime, protocol `code`, of {checkpoints} in a run (thresholds {cited['tau_low']:.6g} and "
-        f"{cited['tau_high']:.6g}):",
+        f"Checkpoints of each regime, protocol `code`, of {checkpoints} in a run (thresholds {cited['tau_low']:.6g} "
+        f"and {cited['tau_high']:.6g}):",
         "",
         line_of(["", *regimes["regime"]]),
         line_of([":--", *["--:"] * len(regimes)]),

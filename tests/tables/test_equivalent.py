@@ -21,7 +21,7 @@ from leapbench.tables.compare import bootstrap_factor
 from leapbench.tables.curve import ABOVE, BELOW, Curve, fit
 from leapbench.tables.equivalent import equivalent_budget
 from leapbench.tables.fixed_targets import fixed_targets, performance_profile, share_within
-from leapbench.tables.judged import OTHER_SEEDS, PLAIN, Judged, Plan, judged
+from leapbench.tables.judged import OTHER_SEEDS, PLAIN, Intended, Judged, judged
 from leapbench.tables.reference_curve import reference_curve
 from leapbench.tables.trials import trials_of
 
@@ -43,11 +43,11 @@ def published():
     return tables.load_published(PROJECT / "results" / "published")
 
 
-def parts_of(lab: Lab, plan: Plan | None = None, cost=own_steps) -> list[Judged]:
-    return judged(lab.suite(), cost, plan or Plan())
+def parts_of(lab: Lab, plan: Intended | None = None, cost=own_steps) -> list[Judged]:
+    return judged(lab.suite(), cost, plan or Intended())
 
 
-def made(lab: Lab, plan: Plan | None = None, cost=own_steps):
+def made(lab: Lab, plan: Intended | None = None, cost=own_steps):
     table = equivalent_budget(parts_of(lab, plan, cost))
     return table, table.frame.set_index("row")
 
@@ -248,9 +248,9 @@ def test_the_same_seeds_are_no_null_control_but_the_plan_may_say_otherwise():
         lab.run(seed, lab.finals()[seed], "persistence")
     _, rows = made(lab)  # the methods' seeds make the curve
     assert rows.loc[OTHER_SEEDS, "n_seeds"] == 5 and rows.loc[PLAIN, "n_seeds"] == 10
-    _, rows = made(lab, Plan(curve_seeds=frozenset(range(12))))
+    _, rows = made(lab, Intended(curve_seeds=frozenset(range(12))))
     assert rows.loc[OTHER_SEEDS, "n_seeds"] == 3 and rows.loc[PLAIN, "n_seeds"] == 12
-    table, rows = made(lab, Plan(curve_seeds=frozenset(range(15))))
+    table, rows = made(lab, Intended(curve_seeds=frozenset(range(15))))
     assert OTHER_SEEDS not in rows.index
     (lines,) = table.remarks.values()
     assert sum("Null law not checked: no plain training" in line for line in lines) == 2 and not table.problems
@@ -340,13 +340,13 @@ def test_a_curve_that_cannot_be_used_is_one_line(tmp_path, shares, change, words
 def test_a_budget_of_the_plan_that_was_not_run_is_a_hole():
     lab = Lab(noise=0.003).curve((0.35, 0.71, 1.0)).method("linear", 1.1)
     assert not made(lab)[0].problems
-    (line,) = made(lab, Plan(budgets=(0.35, 0.5, 0.707, 1.0)))[0].problems  # 707 is 710 but for rounding
+    (line,) = made(lab, Intended(budgets=(0.35, 0.5, 0.707, 1.0)))[0].problems  # 707 is 710 but for rounding
     assert "has a hole at 500 steps" in line
 
 
 def test_methods_without_their_optimizers_curve_are_one_line():
     lab = Lab(noise=0.003).curve().method("linear", 1.1).method("linear", 1.2, optimizer="muon")
-    table, _ = made(lab, Plan(budgets=SHARES))
+    table, _ = made(lab, Intended(budgets=SHARES))
     (line,) = table.problems
     assert "methods of muon have no reference curve; run plain training of muon at several budgets" in line
     frame = table.frame.set_index(["optimizer", "row"])
@@ -442,7 +442,7 @@ def test_tables_and_figures_of_a_suite(tmp_path, published):
 
 
 def test_trials_come_from_the_suites_own_file(tmp_path):
-    assert trials_of(tmp_path / "none.yaml") == (Plan(), None)
+    assert trials_of(tmp_path / "none.yaml") == (Intended(), None)
     path = tmp_path / "suite.yaml"
     path.write_text("""
 plan: {budgets: [0.5, 1], curve_seeds: [0, 1]}
@@ -452,7 +452,7 @@ entries:
 - {row: persistence strict, optimizer: muon, budget: 1, tried: [], at_edge: [], like: none}
 """)
     plan, tuning = trials_of(path)
-    assert plan == Plan((0.5, 1), frozenset({0, 1}))
+    assert plan == Intended((0.5, 1), frozenset({0, 1}))
     assert tuning.to_dict("records") == [
         {"row": "plain training", "optimizer": "muon", "trials": 3, "at_edge": "optimizer.lr"},
         {"row": "persistence strict", "optimizer": "muon", "trials": 3, "at_edge": "optimizer.lr"},

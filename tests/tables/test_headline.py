@@ -19,7 +19,7 @@ from leapbench.records.rows import RecordError
 from leapbench.tables.documents import PLACES, into_document, marks, text_of, write_documents
 from leapbench.tables.equivalent import equivalent_budget
 from leapbench.tables.headline import MOST_ROWS
-from leapbench.tables.judged import Plan, judged
+from leapbench.tables.judged import Intended, judged
 from leapbench.tables.observed_headline import HORIZONS, headline, published_headline
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -55,7 +55,7 @@ def test_rows_of_the_front_page_are_those_of_the_table(tmp_path):
         lab.method("trend", 0.8, optimizer=optimizer)
     lab.method("momentum", 0.9)  # with adamw alone: not on the front page
     suite = lab.suite()
-    table = equivalent_budget(judged(suite, own_steps, Plan()))
+    table = equivalent_budget(judged(suite, own_steps, Intended()))
     folder = tmp_path / "tables" / suite.name
     tables.write(table, suite, folder)
     figure = tmp_path / "figures" / suite.name / "equivalent_budget__s.png"

@@ -43,7 +43,7 @@ POINT = [
 
 
 @dataclass(frozen=True)
-class Plan:
+class Intended:
     """What a suite was meant to hold.
 
     Attributes:
@@ -109,7 +109,7 @@ def by_seed(runs: pd.DataFrame, column: str) -> dict[int, float]:
     return dict(zip(runs["seed"].astype(int), runs[column].astype(float), strict=True))
 
 
-def judged(suite: Suite, cost: Cost, plan: Plan) -> list[Judged]:
+def judged(suite: Suite, cost: Cost, plan: Intended) -> list[Judged]:
     """The workloads and base optimizers of a suite in which methods ran and plain training has several budgets.
 
     An optimizer whose methods have no plain training is among them if another one of the same workload has some.
@@ -146,7 +146,7 @@ def _facts(science: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judged(suite: Suite, key: dict[str, Any], facts: pd.DataFrame, cost: Cost, plan: Plan) -> Judged:
+def _judged(suite: Suite, key: dict[str, Any], facts: pd.DataFrame, cost: Cost, plan: Intended) -> Judged:
     wanted = suite.runs["run_id"].isin(facts["run_id"])
     section = replace(
         suite, runs=suite.runs[wanted].reset_index(drop=True),
@@ -199,7 +199,7 @@ def _measured(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def _points(judged: Judged, plain: pd.DataFrame, seeds: frozenset[int], plan: Plan) -> pd.DataFrame:
+def _points(judged: Judged, plain: pd.DataFrame, seeds: frozenset[int], plan: Intended) -> pd.DataFrame:
     """The points of the curve, and `identity` of the plain row that makes each; what is missing becomes a problem.
 
     Of several plain rows at one budget, those that have the most seeds and lost none are compared, and the one with the

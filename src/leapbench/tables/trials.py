@@ -9,12 +9,12 @@ import yaml
 
 from leapbench.names import BASELINE
 from leapbench.records.rows import RecordError
-from leapbench.tables.judged import PLAIN, Plan
+from leapbench.tables.judged import PLAIN, Intended
 
 COLUMNS = ["row", "optimizer", "trials", "at_edge"]
 
 
-def trials_of(path: Path) -> tuple[Plan, pd.DataFrame | None]:
+def trials_of(path: Path) -> tuple[Intended, pd.DataFrame | None]:
     """The plan of a suite, and per row and base optimizer the settings that were tried and the keys still at an edge.
 
     Without the file: no plan, and nothing is known.
@@ -23,10 +23,10 @@ def trials_of(path: Path) -> tuple[Plan, pd.DataFrame | None]:
         RecordError: the file cannot be read.
     """
     if not path.is_file():
-        return Plan(), None
+        return Intended(), None
     try:
         content = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)
-        plan = Plan(tuple(content["plan"]["budgets"]), frozenset(content["plan"]["curve_seeds"]))
+        plan = Intended(tuple(content["plan"]["budgets"]), frozenset(content["plan"]["curve_seeds"]))
         entries = {(entry["row"], entry["optimizer"]): entry for entry in content["entries"] if entry["budget"] == 1}
         rows = []
         for (row, optimizer), entry in entries.items():

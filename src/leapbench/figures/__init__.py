@@ -16,14 +16,15 @@ from leapbench.figures import pipeline
 from leapbench.figures.budget import factors, profile, reference_curves
 from leapbench.figures.leaping import after_leap, loss_curves, overhead, time_to_baseline
 from leapbench.figures.prediction import acceptance, catastrophe, distance, skill
-from leapbench.figures.rates import learning_rates
+from leapbench.figures.rates import factors_at_rates, learning_rates
 from leapbench.figures.style import DPI, STYLE
 from leapbench.figures.training import landscape, loss_regimes, similarity
 from leapbench.names import JUDGED, PROJECT, Status
 from leapbench.records.read import TRAINING, Suite, load_suite
-from leapbench.tables import LEAPT, Published, Table, build, load_published
+from leapbench.tables import LEAPT, Published, Table, build, load_published, rate_factors
 from leapbench.tables import pipeline as pipeline_table
 from leapbench.tables.acceptance import score
+from leapbench.tables.judged import SECTION
 from leapbench.tables.learning_rates import WITHOUT_RATE
 from leapbench.tables.methods import MAIN, WORKLOAD, leaping, of_workload, workload_name
 from leapbench.tables.render import section_name
@@ -47,6 +48,8 @@ def write_figures(
     frames = {table.name: table.frame for table in tables}
     if "pipeline" in frames:
         return _pipeline_figures(frames, folder)
+    if rate_factors.NAME in frames:
+        return _factor_figures(frames[rate_factors.NAME], folder)
     paths = _leap_figures(suite, frames, folder) + _budget_figures(suite, tables, folder)
     if "learning_rates" in frames:
         return paths + _rate_figures(frames["learning_rates"], folder)
@@ -82,6 +85,16 @@ def _rate_figures(frame: pd.DataFrame, folder: Path) -> list[Path]:
         name = section_name(dict(zip(WITHOUT_RATE, training, strict=True)))
         with plt.rc_context(STYLE):
             paths += _save({"learning_rates": learning_rates(rows, name)}, name, folder)
+    return paths
+
+
+def _factor_figures(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """One figure per training, with the learning rates along its axis."""
+    paths: list[Path] = []
+    for key, rows in frame.groupby(SECTION, sort=False, dropna=False):
+        name = section_name(dict(zip(SECTION, key, strict=True)))
+        with plt.rc_context(STYLE):
+            paths += _save({rate_factors.NAME: factors_at_rates(rows, name)}, name, folder)
     return paths
 
 

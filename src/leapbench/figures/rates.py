@@ -1,9 +1,10 @@
-"""The figure of a sweep of learning rates: where weights can be predicted."""
+"""Figures of sweeps of learning rates: where weights can be predicted, and what that is worth."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,11 +20,13 @@ from leapbench.figures.style import (
     titled,
     with_interval,
 )
+from leapbench.names import BASELINE
 from leapbench.tables.learning_rates import LOSS
+from leapbench.tables.rate_factors import BEST, FACTOR, SAME
 
 WORDS = {"skill": "skill", "accepted_pct": "accepted, strict [%]", "distance_ratio": "distance"}
 Look = dict[str, Any]
-BEST: Look = {"color": "#bbbbbb", "lw": 5, "alpha": 0.6, "zorder": 0}  # the rate with the lowest final loss
+BEST_RATE: Look = {"color": "#bbbbbb", "lw": 5, "alpha": 0.6, "zorder": 0}  # the rate with the lowest final loss
 # Level lines: as good as training on, as good as staying.
 ON: Look = {"color": "#555555", "ls": ":"}
 STAYING: Look = {"color": "#000000", "ls": "--"}
@@ -62,7 +65,7 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
                 ax.set_yscale("symlog", linthresh=1)
             if measure == "distance_ratio":
                 plain_log(ax)
-            ax.axvline(best, **BEST)
+            ax.axvline(best, **BEST_RATE)
             for level, look in LEVELS.get(measure, ()):
                 ax.axhline(level, lw=1.2, **look)
             cells = rows[(rows["measure"] == measure) & (rows["K"] == K)]
@@ -73,6 +76,52 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
                 ax.set_ylim(-4, 104)
         panels[0].set_ylabel(words)
     on, staying = Line2D([], [], **ON, label="training on"), Line2D([], [], **STAYING, label="staying (persistence)")
-    predictor_legend(figure, predictors, on, staying, Line2D([], [], **BEST, label="lowest final loss"))
+    predictor_legend(figure, predictors, on, staying, Line2D([], [], **BEST_RATE, label="lowest final loss"))
     titled(figure, f"Where weights can be predicted: {name}\n{mean_over(rows)}; every checkpoint")
     return figure
+
+
+def factors_at_rates(frame: pd.DataFrame, name: str) -> Figure | None:
+    """Charged factor against the learning rate: a panel for each plain training it is compared with, a line per row.
+
+    Args:
+        frame: of the table `learning_rate_factors`, for one training.
+    """
+    lines = frame[frame[FACTOR].notna() | (frame["outside"].fillna("") != "")]
+    if lines[FACTOR].notna().sum() == 0:
+        return None
+    plain = frame[frame["kind"] == "baseline"].sort_values("loss_nats")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True)
+    looks = dict(zip(dict.fromkeys(lines["row"]), _looks(lines), strict=True))
+    for ax, reference in zip(axes, (SAME, BEST), strict=True):
+        panel = lines[lines["reference"] == reference]
+        ax.set_xscale("log")
+        plain_log(ax)
+        rates = sorted(frame["lr"].unique())
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right")
+        ax.set_xticks([], minor=True)
+        ax.axhline(1, **STAYING, lw=1.2)
+        ax.axvline(float(plain["lr"].iloc[0]), **BEST_RATE)
+        for row, group in panel.groupby("row", sort=False):
+            group = group.sort_values("lr")
+            cells = group.rename(columns={FACTOR: "mean", f"{FACTOR}_ci_low": "ci_low", f"{FACTOR}_ci_high": "ci_high"})
+            with_interval(ax, group["lr"].to_numpy(dtype=float), cells, *looks[str(row)], "-")
+            for side, marker, end in (("below", "v", "_least"), ("above", "^", "_most")):
+                out = group[group["outside"] == side]
+                ax.plot(out["lr"], out[f"{FACTOR}{end}"], marker, mfc="white", color=looks[str(row)][0], ms=5)
+        ax.set_title(f"against plain training at the {reference}")
+        ax.set_xlabel("peak learning rate")
+    axes[0].set_ylabel("charged factor")
+    handles = [Line2D([], [], color=colour, marker=marker, ms=5, label=row) for row, (colour, marker) in looks.items()]
+    handles.append(Line2D([], [], **BEST_RATE, label="lowest final loss of plain training"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    means = mean_over(frame, mean="factor of the means", bars="95 % bootstrap interval")
+    titled(figure, f"What leaping is worth: {name}\n{means}; hollow: beyond the reference curve")
+    return figure
+
+
+def _looks(lines: pd.DataFrame) -> list[tuple[str, str]]:
+    """(colour, marker) of every row: that of its predictor; plain training is grey."""
+    firsts = lines.drop_duplicates("row")
+    styles = predictor_styles(name for name in firsts["predictor"] if name != BASELINE)
+    return [("#555555", "s") if name == BASELINE else styles[name] for name in firsts["predictor"]]

@@ -11,6 +11,7 @@ from leapbench.config.tuned import TUNING
 from leapbench.names import JUDGED, LEAPS, TRIALS
 from leapbench.records.read import Suite
 from leapbench.records.rows import RecordError
+from leapbench.tables import rate_factors
 from leapbench.tables.acceptance import score
 from leapbench.tables.common import Published, Table, load_published, mixed, not_counted, notes_on
 from leapbench.tables.cost import cost, spent
@@ -51,9 +52,11 @@ OBSERVED = (
 # Of a suite in which plain training has several budgets and methods have one.
 BUDGETED = ("equivalent_budget", "reference_curve", "fixed_targets", "performance_profile")
 LEAPT = ("time_to_baseline", "leap_overhead", "after_leap")
+# Of a suite whose methods leap at several learning rates, in place of the two above: nothing in it is tuned.
+RATED = (rate_factors.NAME,)
 # Of a suite with pipelines, in place of the two above: their steps and seconds are not those of a method.
 PIPELINED = ("pipeline", "reconstruction", "throughput")
-TABLES = (*OBSERVED, *BUDGETED, *LEAPT, *PIPELINED)
+TABLES = (*OBSERVED, *BUDGETED, *LEAPT, *RATED, *PIPELINED)
 PER_SEED = "_cells"  # ends the name of a csv with a row per seed
 
 
@@ -66,19 +69,12 @@ def build(suite: Suite, published: Published, only: str | None = None) -> list[T
     if only is not None and only not in TABLES:
         raise RecordError(f"no table {only!r}; there are {', '.join(TABLES)}")
     observe_part, leap_part = suite.part("observe"), leaping(suite)
-    names = (
-        [only]
-        if only
-        else [
-            *_observed(observe_part),
-            *((*BUDGETED, *LEAPT) if leap_part.configs and not is_pipelined(suite) else ()),
-            *(PIPELINED if is_pipelined(suite) else ()),
-        ]
-    )
+    names = [only] if only else [*_observed(observe_part), *_leapt(suite, leap_part)]
     keep_empty = only is not None
     return (
         _observe_tables(observe_part, published, names)
         + _budget_tables(suite, names, keep_empty)
+        + ([rate_factors.learning_rate_factors(suite.part("leap"), _cost)] if {*RATED} & {*names} else [])
         + _leap_tables(leap_part, published, names, keep_empty)
         + ([table for table in pipeline_tables(suite) if table.name in names] if {*PIPELINED} & {*names} else [])
     )
@@ -115,7 +111,7 @@ def _budget_tables(suite: Suite, names: list[str], keep_empty: bool) -> list[Tab
     if not names:
         return []
     plan, tuning = trials_of(TUNING / f"{suite.name}.yaml")
-    parts = judged(suite, lambda part: cost(spent(part)), plan)
+    parts = judged(suite, _cost, plan)
     if not (parts or keep_empty):
         return []
     targets = fixed_targets(parts)
@@ -127,6 +123,11 @@ def _budget_tables(suite: Suite, names: list[str], keep_empty: bool) -> list[Tab
     }
     has_content = {"fixed_targets": len(targets.frame) > 0, "performance_profile": len(targets.frame) > 0}
     return [makers[name]() for name in names if has_content.get(name, True) or keep_empty]
+
+
+def _cost(suite: Suite) -> pd.DataFrame:
+    """In baseline steps."""
+    return cost(spent(suite))
 
 
 def _leap_tables(suite: Suite, published: Published, names: list[str], keep_empty: bool) -> list[Table]:
@@ -167,7 +168,7 @@ def write(table: Table, suite: Suite, folder: Path) -> list[Path]:
     bodies = sections(table)
     if table.name in PIPELINED:
         notes = notes_on(suite)
-    elif table.name in BUDGETED:
+    elif table.name in (*BUDGETED, *RATED):
         notes = notes_on(suite.part("leap"))
     else:
         notes = notes_on(leaping(suite) if table.name in LEAPT else suite.part("observe"))
@@ -197,6 +198,15 @@ def _observed(suite: Suite) -> list[str]:
     if sweeps_rates(suite):
         return ["learning_rates"]
     return [name for name in OBSERVED if name != "learning_rates" and _is_configured(suite, name)]
+
+
+def _leapt(suite: Suite, leap_part: Suite) -> tuple[str, ...]:
+    """What a suite with runs of mode=leap, or with pipelines, is for."""
+    if is_pipelined(suite):
+        return PIPELINED
+    if not leap_part.configs:
+        return ()
+    return RATED if rate_factors.leaps_at_rates(leap_part) else (*BUDGETED, *LEAPT)
 
 
 def _is_configured(suite: Suite, table: str) -> bool:

@@ -64,7 +64,7 @@ def equivalent_budget(parts: list[Judged], tuning: pd.DataFrame | None = None) -
     """
     rows, cells, problems, remarks = [], [], [], {}
     for part in parts:
-        section = pd.DataFrame([_row(part, name, runs) for name, runs in part.rows().items()])
+        section = pd.DataFrame([row_of(part, name, runs) for name, runs in part.rows().items()])
         seeds = pd.concat([_cells(part, name, runs) for name, runs in part.rows().items()])
         if not part.problems:
             section["p"] = [_p(part, runs) if row != PLAIN else np.nan for row, runs in part.rows().items()]
@@ -84,8 +84,14 @@ def equivalent_budget(parts: list[Judged], tuning: pd.DataFrame | None = None) -
     )  # fmt: skip
 
 
-def _row(part: Judged, name: str, runs: pd.DataFrame) -> dict[str, Any]:
-    """One row without its p; a row of which a seed diverged has an infinite loss."""
+def row_of(part: Judged, name: str, runs: pd.DataFrame) -> dict[str, Any]:
+    """One row without its p; a row of which a seed diverged has an infinite loss.
+
+    Args:
+        part: whose curve it is compared with.
+        name: of the row; plain training has factor 1 by construction.
+        runs: as of :meth:`Judged.rows`.
+    """
     completed = runs[runs["status"] == Status.completed]
     first, n, diverged = runs.iloc[0], len(completed), int((runs["status"] == Status.diverged).sum())
     low, high = stats.intervals([completed["validation_nats"].to_numpy()]) if n else ([np.nan], [np.nan])

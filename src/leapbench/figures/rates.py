@@ -92,7 +92,7 @@ def factors_at_rates(frame: pd.DataFrame, name: str) -> Figure | None:
         return None
     plain = frame[frame["kind"] == "baseline"].sort_values("loss_nats")
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True)
-    looks = dict(zip(dict.fromkeys(lines["row"]), _looks(lines), strict=True))
+    looks = _looks(lines)
     for ax, reference in zip(axes, (SAME, BEST), strict=True):
         panel = lines[lines["reference"] == reference]
         ax.set_xscale("log")
@@ -120,8 +120,8 @@ def factors_at_rates(frame: pd.DataFrame, name: str) -> Figure | None:
     return figure
 
 
-def _looks(lines: pd.DataFrame) -> list[tuple[str, str]]:
+def _looks(lines: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """(colour, marker) of every row: that of its predictor; plain training is grey."""
-    firsts = lines.drop_duplicates("row")
-    styles = predictor_styles(name for name in firsts["predictor"] if name != BASELINE)
-    return [("#555555", "s") if name == BASELINE else styles[name] for name in firsts["predictor"]]
+    predictors = {str(row): str(name) for row, name in zip(lines["row"], lines["predictor"], strict=True)}
+    styles = {BASELINE: ("#555555", "s"), **predictor_styles(set(predictors.values()) - {BASELINE})}
+    return {row: styles[name] for row, name in predictors.items()}

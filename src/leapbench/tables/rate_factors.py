@@ -46,10 +46,9 @@ def learning_rate_factors(suite: Suite, cost: Cost) -> Table:
     """
     rows: list[dict[str, Any]] = []
     problems: dict[str, None] = {}
-    by_rate = dict(tuple(suite.runs.groupby("lr")))
     plain = suite.runs[suite.runs["predictor"] == BASELINE]
-    for lr, runs in by_rate.items():
-        others = plain[plain["lr"] != lr]
+    for lr in sorted(set(suite.runs["lr"].dropna().astype(float))):
+        runs, others = suite.runs[suite.runs["lr"] == lr], plain[plain["lr"] != lr]
         same = {part.name: part for part in judged(_part(suite, runs), cost, Intended())}
         best = {part.name: part for part in judged(_part(suite, pd.concat([runs, others])), cost, Intended())}
         for name, part in same.items():
@@ -84,7 +83,7 @@ def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
     """A row per reference and method; rates across."""
     rows = []
     for (reference, row), group in part.groupby(["reference", "row"], sort=False):
-        label = row + (" (control)" if group["kind"].iloc[0] == "control" else "")
+        label = str(row) + (" (control)" if group["kind"].iloc[0] == "control" else "")
         cells = {f"lr={cell['lr']:g}": factor_text(cell, FACTOR, brief) for cell in group.to_dict("records")}
         rows.append(
             {"against plain training at": reference, "row": label, "seeds": str(group["n_seeds"].max())} | cells

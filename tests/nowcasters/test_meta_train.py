@@ -6,14 +6,13 @@ import json
 import math
 import shutil
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from torch.nn.functional import leaky_relu, silu
 
-from helpers import End, ended, refused, rows
+from helpers import End, ended, meta_train, refused, rows
 from leapbench import cli
 from leapbench.config.errors import ConfigError
 from leapbench.meta import command, learn
@@ -30,12 +29,12 @@ from leapbench.nowcasters.architectures import graph_of, typed_blocks
 from leapbench.nowcasters.checkpoints import facts_of, load
 from leapbench.nowcasters.graphs import VALUES, Kind, digest
 from leapbench.nowcasters.scaling import scales_of, start
-from leapbench.nowcasters.trajectories import ABOUT, ROWS, Recorder, Trajectory
+from leapbench.nowcasters.trajectories import ABOUT, ROWS, Trajectory
 from leapbench.prediction.history import History, Snapshot
 from leapbench.predictors.nino import Nino
 from leapbench.predictors.wnn import Wnn, normalised, operations
 from leapbench.predictors.wnn_plus import WnnPlus
-from networks import NETWORKS, gpt2, layout_of
+from networks import NETWORKS, gpt2, layout_of, recorded
 
 CPU = torch.device("cpu")
 PREDICTORS = {"nino": Nino, "wnn_plus": WnnPlus, "wnn": Wnn}
@@ -49,21 +48,6 @@ TINY = (
     "checkpoint.every_s=null", "checkpoint.every_steps=2", "device=cpu", "progress=false",
 )  # fmt: skip
 each_network = pytest.mark.parametrize("name", SMALL)
-
-
-def recorded(folder, network, rows=20, every=10, seed=0, dtype="float32", facts=True, line=False):
-    """A trajectory on which every weight bends towards a place of its own, or goes there along a line, with learning
-    rates that fall."""
-    layout, rng = layout_of(network), torch.Generator().manual_seed(seed)
-    start, end, pace = (torch.randn(layout.size, generator=rng) for _ in range(3))
-    folder.mkdir(parents=True)
-    recorder = Recorder(folder, layout, (rows - 1) * every, every, dtype)
-    for row in range(rows):
-        way = 0.2 * row if line else 0.3 * (1 - torch.exp(-(0.05 + 0.05 * pace.abs()) * row))
-        recorder.record(row * every, 0.5 * start + way * end)
-    rates = [0.01 * (1 - row / (2 * rows)) for row in range(rows)]
-    recorder.finish({"run_id": f"run{seed}", "rates": rates} if facts else {})
-    return folder
 
 
 @functools.cache
@@ -520,18 +504,6 @@ def test_weights_and_biases_see_the_curve(suite, tmp_path, monkeypatch):
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def command_line(monkeypatch, cwd, *arguments) -> End:
-    """`python meta_train.py arguments` in this process."""
-    monkeypatch.chdir(cwd)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-
-    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="meta_train")
-    def task(cfg):
-        return command.job(cfg)
-
-    return ended(monkeypatch, lambda: cli.main(task, command.answer), "meta_train.py", *arguments)
-
-
 def job(monkeypatch, cwd, name, *words) -> End:
     """The same for a configuration that is composed already."""
     monkeypatch.chdir(cwd)
@@ -542,18 +514,18 @@ def job(monkeypatch, cwd, name, *words) -> End:
 
 def test_the_command_ends_with_the_file(suite, tmp_path, monkeypatch):
     words = ("network=wnn_plus", "network.width=8", f"trajectories={suite}", "targets=3", *TINY)
-    end = command_line(monkeypatch, tmp_path, *words, f"validation.trajectories={suite.parent / 'others'}")
+    end = meta_train(monkeypatch, tmp_path, *words, f"validation.trajectories={suite.parent / 'others'}")
     assert (end.status, end.err) == (0, "")
     (path,) = (tmp_path / "results" / "meta").glob("*/wnn_plus.safetensors")
     assert f"predictor.checkpoint={path.relative_to(tmp_path)}" in end.out and "validation loss: " in end.out
-    refused(command_line(monkeypatch, tmp_path, "network=ninja"), "network=ninja", "there are: nino, wnn, wnn_plus")
-    refused(command_line(monkeypatch, tmp_path, "stepz=3"), "stepz is not a key; did you mean steps?")
-    refused(command_line(monkeypatch, tmp_path, "network=wnn", "network.width=3"), "width is not a key")
+    refused(meta_train(monkeypatch, tmp_path, "network=ninja"), "network=ninja", "there are: nino, wnn, wnn_plus")
+    refused(meta_train(monkeypatch, tmp_path, "stepz=3"), "stepz is not a key; did you mean steps?")
+    refused(meta_train(monkeypatch, tmp_path, "network=wnn", "network.width=3"), "width is not a key")
 
 
 def test_help_shows_every_key(monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "120")
-    end = command_line(monkeypatch, tmp_path, "--help")
+    end = meta_train(monkeypatch, tmp_path, "--help")
     for word in ("network=nino", "network=wnn ", "trajectories=[]", "target_window=1", "checkpoint.every_s=60"):
         assert word in end.out
     assert end.status == 0 and max(map(len, end.out.splitlines())) <= 120

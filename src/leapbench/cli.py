@@ -273,7 +273,7 @@ def _keys(parent: DictConfig) -> list[str]:
     keys = {str(key) for key in parent}
     if "predictors" in keys:
         keys |= {path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()}
-        keys -= {"predictors", "protocols"}
+        keys -= {"predictors", "protocols", "network"}  # the last is of meta_train.py
     return sorted(keys)
 
 

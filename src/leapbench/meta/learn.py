@@ -37,8 +37,9 @@ class Learning:
         folder: acquired; checkpoints and the curve go there.
 
     Attributes:
-        curve: a row per `validation.every` steps: step, rate, loss (mean since the row before), validation (mean over
-            trajectories) and no_change, the same loss of a prediction that nothing changes.
+        curve: a row per `validation.every` steps: step, rate, loss (mean since the row before, WNN's with its
+            penalty), validation (mean over trajectories) and no_change, the loss of a prediction that nothing changes.
+        found: loss and no_change of every trajectory that is validated on, in the last row.
     """
 
     def __init__(

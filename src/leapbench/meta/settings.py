@@ -17,10 +17,20 @@ from leapbench.config.schema import plain
 
 
 @dataclass
-class GraphSettings:
-    """Of NiNo's network; `rounds` counts the last one, which does nothing."""
+class Network:
+    """Which network it is."""
 
     name: str = MISSING
+
+    def sizes(self) -> dict[str, Any]:
+        """What the network is made with."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
+
+
+@dataclass
+class GraphSettings(Network):
+    """Of NiNo's network; `rounds` counts the last one, which does nothing."""
+
     width: int = bounded(least=1)
     rounds: int = bounded(least=2)
     kernel: int = bounded(least=1, most=9)
@@ -28,31 +38,21 @@ class GraphSettings:
     tokens: int = bounded(0, least=0)
     rates: bool = False
 
-    def sizes(self) -> dict[str, Any]:
-        """What the network is made with."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
-
 
 @dataclass
-class EdgeSettings:
+class EdgeSettings(Network):
     """Of WNN+'s network."""
 
-    name: str = MISSING
     width: int = bounded(least=1)
     layers: int = bounded(least=2)
     horizons: int = bounded(least=1)
     rates: bool = False
 
-    def sizes(self) -> dict[str, Any]:
-        """What the network is made with."""
-        return {key: value for key, value in asdict(self).items() if key != "name"}
-
 
 @dataclass
-class StreamSettings:
+class StreamSettings(Network):
     """Of WNN's networks, which have one size, and of the penalty on the outer layers of their streams."""
 
-    name: str = MISSING
     l1_weights: float = bounded(0.0, least=0)
     l1_biases: float = bounded(0.0, least=0)
 
@@ -61,7 +61,6 @@ class StreamSettings:
         return {}
 
 
-Network = GraphSettings | EdgeSettings | StreamSettings
 SETTINGS: dict[str, type[Network]] = {"nino": GraphSettings, "wnn_plus": EdgeSettings, "wnn": StreamSettings}
 
 

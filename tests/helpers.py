@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from leapbench import cli
 from leapbench.config.resolve import resolve
 from leapbench.config.schema import RunConfig, digest
+from leapbench.meta import command
 from leapbench.names import CONFIG, PROJECT, STREAMS, SUMMARY
 from leapbench.records.files import write_json
 from leapbench.records.seal import sealed
@@ -165,6 +166,18 @@ def call(
         return cli.job(cfg, runner)
 
     return ended(monkeypatch, lambda: cli.main(task), "train.py", *arguments)
+
+
+def meta_train(monkeypatch: pytest.MonkeyPatch, cwd: Path, *arguments: str) -> End:
+    """`python meta_train.py arguments` in this process, from folder `cwd`."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    @hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name="meta_train")
+    def task(cfg: Any) -> Any:
+        return command.job(cfg)
+
+    return ended(monkeypatch, lambda: cli.main(task, command.answer), "meta_train.py", *arguments)
 
 
 def refused(end: End, *words: str) -> str:

@@ -1,8 +1,9 @@
-"""Small networks of every architecture that a neural graph can be made of, and vectors of weights for them."""
+"""Small networks of every architecture that a neural graph can be made of, vectors of weights and trajectories."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from leapbench.config.choices import Init
 from leapbench.config.groups import ModelConfig
 from leapbench.models.causal_lm import build
 from leapbench.models.image_classifier import build_image_classifier
+from leapbench.nowcasters.trajectories import Recorder
 from leapbench.prediction.weights import FlatWeights, Layout
 
 QWEN = {
@@ -57,3 +59,21 @@ def waves(size: int, count: int = 5) -> list[torch.Tensor]:
     """theta_i^(j) = sin(0.7 i) + 0.05 j cos(1.3 i), float32."""
     i = torch.arange(size, dtype=torch.float64)
     return [(torch.sin(0.7 * i) + 0.05 * j * torch.cos(1.3 * i)).float() for j in range(count)]
+
+
+def recorded(
+    folder: Path, network: nn.Module, rows: int = 20, every: int = 10, seed: int = 0, dtype: str = "float32",
+    facts: bool = True, line: bool = False,
+) -> Path:  # fmt: skip
+    """A trajectory on which every weight bends towards a place of its own, or goes there along a line, with learning
+    rates that fall."""
+    layout, rng = layout_of(network), torch.Generator().manual_seed(seed)
+    start, end, pace = (torch.randn(layout.size, generator=rng) for _ in range(3))
+    folder.mkdir(parents=True)
+    recorder = Recorder(folder, layout, (rows - 1) * every, every, dtype)
+    for row in range(rows):
+        way = 0.2 * row if line else 0.3 * (1 - torch.exp(-(0.05 + 0.05 * pace.abs()) * row))
+        recorder.record(row * every, 0.5 * start + way * end)
+    rates = [0.01 * (1 - row / (2 * rows)) for row in range(rows)]
+    recorder.finish({"run_id": f"run{seed}", "rates": rates} if facts else {})
+    return folder

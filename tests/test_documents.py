@@ -20,11 +20,12 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from helpers import End, Lab, call, finished, script, start
+from helpers import End, Lab, call, finished, meta_train, script, start
 from leapbench.cluster.slurm import Site
 from leapbench.config import help
 from leapbench.names import PROJECT, SUMMARY
 from leapbench.records.plan import PlannedRun
+from networks import NETWORKS, recorded
 
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,6 +74,10 @@ DIGITS = (
     "leap.burn_in=2", "schedule.warmup=2", "schedule.restart_at=20", "verify.sequences=10", "verify.batch_size=10",
     "eval.every=16", "eval.sequences=10", "eval.batch_size=10", "regime.probes=4", "history_device=null",
 )  # fmt: skip
+META = (
+    "steps=2", "batch.trajectories=1", "batch.windows=1", "targets=1", "vocabulary=4", "validation.every=1",
+    "validation.windows=1", "device=cpu", "progress=false",
+)  # fmt: skip
 # Lines that a training may put on stderr though nothing is wrong.
 REMARKS = ("wandb: ", "regime=published: nothing is calibrated")
 # What is appended beside, or in place of, TEXT and STEPS.
@@ -90,6 +95,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "python train.py -m mode=leap predictor=none,trend,average K=10 seed=0-4": (*TEXT, *STEPS, "seed=0"),
     "make sweep NAME=leap_verify_embedded": ("--dry-run",),  # tests/cluster runs sweeps
     "make sweep NAME=ttb_embedded": ("--dry-run",),
+    "make sweep NAME=trajectories": ("--dry-run",),
 }  # fmt: skip
 
 
@@ -135,8 +141,10 @@ RUN = [example for example in EXAMPLES if example.command not in NOT_RUN]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A folder with texts to train on, and with runs for the commands that read results."""
+    """A folder with texts to train on, recorded trajectories, and runs for the commands that read results."""
     lab = Lab(tmp_path_factory.mktemp("place"), "results/raw")
+    for suite, name in (("trajectories", "gpt2"), ("trajectories", "fcn"), ("trajectories_held_out", "mlp")):
+        recorded(lab.results / suite / name, NETWORKS[name]())
     for number, path in enumerate(sorted(lab.texts.glob("*.txt"))):
         path.with_suffix(".py").write_text(f"# {number}\n{path.read_text()}")
     return lab
@@ -170,6 +178,8 @@ def small(place: Lab, monkeypatch: pytest.MonkeyPatch):
             data = () if settings is DIGITS else (f"dataset.path={place.texts}",)
             dry = ("hydra.sweeper.dry_run=true",) if "hydra/launcher=slurm" in arguments else ()  # nothing is queued
             return call(monkeypatch, place.root, *arguments, *settings, *data, *folders, *dry)
+        if path == "meta_train.py":
+            return meta_train(monkeypatch, place.root, *arguments, *META)
         monkeypatch.chdir(place.root)
         own = {"scripts/aggregate.py": few, "scripts/report.py": few, "scripts/status.py": few[:2]}
         settings = own[path] if path in own else APPENDED.get(key, ())

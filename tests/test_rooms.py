@@ -12,7 +12,7 @@ SOURCE = PROJECT / "src" / "leapbench"
 # From the bottom to the top: a room imports from rooms that stand before it, and nothing from those after.
 ORDER = (
     "names", "prediction", "nowcasters", "predictors", "config", "optimizers", "records", "data", "models", "training",
-    "tables", "figures", "cli", "cluster", "referee", "bench",
+    "tables", "figures", "cli", "meta", "cluster", "referee", "bench",
 )  # fmt: skip
 
 

@@ -141,15 +141,16 @@ def summarise(results: Iterable[Mapping[str, str]]) -> str:
     return line
 
 
-def main(task: Callable[[], Any]) -> None:
+def main(task: Callable[[], Any], answers: Callable[[Sequence[str]], str | None] = answer) -> None:
     """Call Hydra's decorated `task`; turn the errors :func:`explain` knows into one line and an exit status.
 
-    --help, --list and completions are answered without calling it.
+    Args:
+        answers: what is printed instead for some command lines: --help, --list and completions.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        if (text := answer(sys.argv[1:])) is not None:
+        if (text := answers(sys.argv[1:])) is not None:
             print(text, flush=True)
         else:
             sys.argv[1:] = arguments(sys.argv[1:])
@@ -272,7 +273,7 @@ def _keys(parent: DictConfig) -> list[str]:
     keys = {str(key) for key in parent}
     if "predictors" in keys:
         keys |= {path.name for path in (PROJECT / "conf").iterdir() if path.is_dir()}
-        keys -= {"predictors", "protocols"}
+        keys -= {"predictors", "protocols", "network"}  # the last is of meta_train.py
     return sorted(keys)
 
 

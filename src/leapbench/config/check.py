@@ -28,7 +28,7 @@ def check(config: RunConfig) -> None:
         ConfigError: one line.
     """
     train, K = config.train, config.horizons
-    _check_bounds(config)
+    check_bounds(config)
     _check_places(config)
     if not (config.optimizer.lr > 0 and math.isfinite(config.optimizer.lr)):
         raise ConfigError(f"optimizer.lr={config.optimizer.lr} must be a positive number")
@@ -153,8 +153,15 @@ def _numbers_of(kind: Any) -> dict[str, type]:
     return {name: several[hint] for name, hint in get_type_hints(kind).items() if hint in several}
 
 
-def _check_bounds(config: Any, prefix: str = "") -> None:
-    """Every value within the bounds that its field declares, and numbers where there should be numbers."""
+def check_bounds(config: Any, prefix: str = "") -> None:
+    """Every value within the bounds that its field declares, and numbers where there should be numbers.
+
+    Args:
+        config: a dataclass.
+
+    Raises:
+        ConfigError: one line, for the first that is not.
+    """
     kind: Any = type(config)
     numbers = _numbers_of(kind)
     for item in fields(config):
@@ -164,10 +171,10 @@ def _check_bounds(config: Any, prefix: str = "") -> None:
             if type(part) not in (int, numbers[item.name]) or not math.isfinite(part):
                 raise ConfigError(f"{key}={value} must hold numbers, and {part} is none")
         if is_dataclass(value):
-            _check_bounds(value, f"{key}.")
+            check_bounds(value, f"{key}.")
         for name, part in parts.items():
             if is_dataclass(part):
-                _check_bounds(part, f"{key}.{name}.")
+                check_bounds(part, f"{key}.{name}.")
         if value is None or "bounded" not in item.metadata:
             continue
         least, most = item.metadata["least"], item.metadata["most"]

@@ -99,6 +99,21 @@ def page() -> str:
     )  # fmt: skip
 
 
+def keys_page(name: str, usage: Sequence[str], group: str) -> str:
+    """The page of another command: its usage, the choices of its group, and every key of conf/NAME.yaml.
+
+    Args:
+        group: whose choices bring keys of their own.
+    """
+    keys = [
+        (f"{key}={value}", comment) for key, (value, comment) in explained(CONF / f"{name}.yaml").items()
+        if key.partition(".")[0] not in ("defaults", "hydra")
+    ]  # fmt: skip
+    chosen = [(f"{group}={choice}", description(group, choice)) for choice in choices(group)]
+    tables = ["Choices:", *_table(chosen), "Keys, and their defaults:", *_table(keys)]
+    return "\n".join([*usage, "", *tables, "Hydra's flags: --hydra-help."])
+
+
 def listing(group: str | None = None) -> str:
     """Every choice of `group`, or of all groups, with a line each.
 

@@ -56,7 +56,7 @@ def resolve(cfg: DictConfig) -> RunConfig:
             raise ConfigError(f"{key} has no value; give it one, as in {key}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error)) from None
     assert isinstance(config, RunConfig)
     config.predictors = _select(predictors, config.mode)
     _bind_checkpoints(config.predictors, checkpoint)
@@ -246,7 +246,8 @@ def _fill_lr(config: RunConfig) -> None:
     config.optimizer.lr = float(config.optimizer.lr)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: OmegaConfBaseException) -> str:
+    """What OmegaConf says of a value, with its key."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key")), None)
     if key and (match := NO_MEMBER.fullmatch(lines[0])):

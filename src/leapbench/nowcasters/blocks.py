@@ -19,7 +19,7 @@ from torch.nn.functional import silu
 
 from leapbench.nowcasters.graphs import VALUES, Block, Graph, Kind, tiles
 from leapbench.nowcasters.horizons import readout
-from leapbench.nowcasters.networks import CONTEXT, GraphNetwork
+from leapbench.nowcasters.networks import CONTEXT, EdgeNetwork, GraphNetwork
 from leapbench.nowcasters.scaling import EPS, Scale
 
 # Edges of a tile: on a CPU two tensors of 128 features (1 MB each) stay near the core.
@@ -51,14 +51,15 @@ class Folded:
 
     Args:
         network: on the device of the weights.
+        rates: (5 + horizons,) learning rates, for a network that reads them.
     """
 
     @torch.no_grad()
-    def __init__(self, network: GraphNetwork) -> None:
+    def __init__(self, network: GraphNetwork, rates: Tensor | None = None) -> None:
         self.network, width = network, network.width
         encode = network.edge_proj.linears[0]
         # z = matrix y + constants[kind], y = x at first.
-        matrix, constants = encode.weight.double(), encode.bias.double() + network.layer_embed.weight.double()
+        matrix, constants = encode.weight.double(), encoded(network, rates)
         self.rounds = []
         for convolution, update in zip(network.convolutions, network.updates, strict=False):
             a, pre = convolution.edge_encoder, convolution.pre
@@ -80,6 +81,12 @@ class Folded:
         """The last layer for K intervals: (kernel, width) and (kernel,)."""
         last, horizons = self.network.edge_out.linears[1], self.network.horizons
         return readout(last.weight.view(-1, horizons, last.in_features), last.bias.view(-1, horizons), K)
+
+
+def encoded(network: GraphNetwork | EdgeNetwork, rates: Tensor | None) -> Tensor:
+    """What every edge's encoding has of its type and of the learning rates: (kinds, width) float64."""
+    constants = network.edge_proj.linears[0].bias.double() + network.layer_embed.weight.double()
+    return constants + network.rate_proj(rates).double() if network.rates else constants
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def assemble(kind: str, state: Mapping[str, Tensor], place: Path) -> nn.Module:
     return network.requires_grad_(False).eval()
 
 
-MARKS = {"nino": "gnn.convs.0.lin.weight", "wnn_plus": "edge_mlp.fc.6.weight", "wnn": "conv.head.weight"}
+MARKS = {"nino": "gnn.convs.0.lin.weight", "wnn_plus": "edge_mlp.fc.0.weight", "wnn": "conv.head.weight"}
 
 
 def write(place: Path, kind: str, network: nn.Module, facts: Mapping[str, Any] | None = None) -> None:

@@ -13,11 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, relu, silu
+from torch.nn.functional import leaky_relu, linear, relu, silu
 
 CONTEXT = 5  # snapshots that every one of these networks reads
 KINDS = 15  # rows of the table of edge types
 LEAKY = 0.3  # Keras' slope, with which WNN was trained
+RATES = "rate_proj.weight"  # only in files of networks that read learning rates
 
 
 class NotThisNetworkError(ValueError):
@@ -49,8 +50,15 @@ def _first_weights(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
+
+
+def _encoded(network: GraphNetwork | EdgeNetwork, features: Tensor, kinds: Tensor, rates: Tensor | None) -> Tensor:
+    """z of the edges before any round: (e, width). Columns of kernel elements that are not shown are not needed."""
+    encode = network.edge_proj.linears[0]
+    z = linear(features, encode.weight[:, : features.shape[1]], encode.bias) + network.layer_embed(kinds)
+    return z + network.rate_proj(rates) if network.rates else z
 
 
 class _Convolution(nn.Module):
@@ -100,18 +108,21 @@ class GraphNetwork(nn.Module):
             published files contain it, and `dead` computes it all the same.
         tokens: rows of a table with one vector per token, behind a first one for all other nodes; 0 = no table.
         positions: Laplacian eigenvectors of a node.
+        rates: whether it reads the learning rates too, which the published networks do not.
     """
 
     def __init__(
         self, width: int = 128, kernel: int = 9, horizons: int = 40, rounds: int = 3, tokens: int = 0,
-        positions: int = 8,
+        positions: int = 8, rates: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.width, self.kernel, self.horizons, self.tokens = width, kernel, horizons, tokens
+        self.width, self.kernel, self.horizons, self.tokens, self.rates = width, kernel, horizons, tokens, rates
         self.layer_embed = nn.Embedding(KINDS, width)
         self.node_proj, self.edge_proj = Layers(positions, width), Layers(kernel * CONTEXT, width)
         if tokens:
             self.wte_pos_enc_layer = nn.Embedding(tokens + 1, width)
+        if rates:
+            self.rate_proj = nn.Linear(CONTEXT + horizons, width, bias=False)
         self.gnn = nn.Module()
         self.gnn.convs = nn.ModuleList([_Convolution(width) for _ in range(rounds)])
         self.gnn.edge_update = nn.ModuleList([_Update(width) for _ in range(rounds - 1)])
@@ -130,31 +141,39 @@ class GraphNetwork(nn.Module):
             )
         rounds = len([name for name in state if name.startswith("gnn.convs.") and name.endswith(".lin.weight")])
         tokens = len(state["wte_pos_enc_layer.weight"]) - 1 if "wte_pos_enc_layer.weight" in state else 0
-        return cls(width, kernel, outputs // kernel, rounds, tokens, _shape(state, "node_proj.fc.0.weight")[1])
+        positions = _shape(state, "node_proj.fc.0.weight")[1]
+        return cls(width, kernel, outputs // kernel, rounds, tokens, positions, RATES in state)
 
     def forward(
         self, features: Tensor, kinds: Tensor, source: Tensor, target: Tensor, positions: Tensor,
-        tokens: Tensor | None = None, dead: bool = False,
+        tokens: Tensor | None = None, dead: bool = False, rates: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Changes in scaled weights, for all kernel elements and horizons: (e, kernel, horizons).
+        """Changes in scaled weights, for all elements that are shown and all horizons: (e, elements, horizons).
 
         Args:
-            features: (e, kernel * 5) scaled snapshots, the elements one after the other, oldest snapshot first.
+            features: (e, elements * 5) scaled snapshots, the elements one after the other, oldest snapshot first; the
+                first of a kernel's elements are enough where no edge has more.
             kinds, source, target: (e,) types and ends of the edges.
             positions: (n, 8) of the nodes.
             tokens: (n,) token + 1, 0 for other nodes; with a table only.
+            rates: (5 + horizons,) learning rates as shares of the peak, at the snapshots and at the horizons; for a
+                network that reads them.
         """
         h = self.node_proj(positions)
         if self.tokens:
             nobody = torch.zeros(len(h), dtype=torch.long, device=h.device)
             h = h + self.wte_pos_enc_layer(nobody if tokens is None else tokens)
-        z = self.edge_proj(features) + self.layer_embed(kinds)
+        z = _encoded(self, features, kinds, rates)
         for convolution, update in zip(self.convolutions, self.updates, strict=False):
             h = silu(convolution(h, z, source, target))
             z = update(h, z, source, target)
         if dead:
             self.convolutions[-1](h, z, source, target)
-        return self.edge_out(z).view(len(z), self.kernel, self.horizons)
+        elements = features.shape[1] // CONTEXT
+        first, last = self.edge_out.linears
+        outputs = elements * self.horizons
+        change = linear(silu(first(z)), last.weight[:outputs], last.bias[:outputs])
+        return change.view(len(z), elements, self.horizons)
 
     @property
     def convolutions(self) -> list[_Convolution]:
@@ -171,24 +190,29 @@ class EdgeNetwork(nn.Module):
     """WNN+: one weight at a time, NiNo without its graph.
 
     Args:
-        width, horizons: as in `GraphNetwork`.
+        width, horizons, rates: as in `GraphNetwork`.
+        layers: linear layers behind the encoding, 2 or more.
     """
 
-    def __init__(self, width: int = 128, horizons: int = 40) -> None:
+    def __init__(self, width: int = 128, horizons: int = 40, layers: int = 4, rates: bool = False) -> None:
         super().__init__()
-        self.width, self.horizons = width, horizons
+        self.width, self.horizons, self.rates = width, horizons, rates
         self.layer_embed, self.edge_proj = nn.Embedding(KINDS, width), Layers(CONTEXT, width)
-        self.edge_mlp = Layers(width, width, width, width, horizons)
+        if rates:
+            self.rate_proj = nn.Linear(CONTEXT + horizons, width, bias=False)
+        self.edge_mlp = Layers(*[width] * layers, horizons)
         _first_weights(self)
 
     @classmethod
     def like(cls, state: Mapping[str, Tensor]) -> EdgeNetwork:
-        """A network with layers as wide as those of a file."""
-        return cls(_shape(state, "edge_proj.fc.0.weight")[0], _shape(state, "edge_mlp.fc.6.weight")[0])
+        """A network with layers as wide and as many as those of a file."""
+        layers = len([name for name in state if name.startswith("edge_mlp.fc.") and name.endswith(".weight")])
+        horizons = _shape(state, f"edge_mlp.fc.{2 * max(layers - 1, 1)}.weight")[0]
+        return cls(_shape(state, "edge_proj.fc.0.weight")[0], horizons, max(layers, 2), RATES in state)
 
-    def forward(self, features: Tensor, kinds: Tensor) -> Tensor:
+    def forward(self, features: Tensor, kinds: Tensor, rates: Tensor | None = None) -> Tensor:
         """Scaled snapshots (e, 5), oldest first, and types (e,) -> changes at all horizons (e, horizons)."""
-        return self.edge_mlp(self.edge_proj(features) + self.layer_embed(kinds))
+        return self.edge_mlp(_encoded(self, features, kinds, rates))
 
 
 class _Stream(nn.Module):

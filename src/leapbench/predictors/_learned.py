@@ -54,6 +54,18 @@ def intervals(history: History, K: int) -> float:
     return K / spacing(history.steps)
 
 
+def rates_of(network: Any, history: History) -> tuple[float, ...]:
+    """The learning rates that a network reads, as shares of the peak: at every snapshot and at every horizon.
+
+    Empty for a network that reads none.
+    """
+    if not network.rates:
+        return ()
+    now, interval = history.now.position, spacing(history.steps)
+    ahead = [now + interval * (k + 1) for k in range(network.horizons)]
+    return tuple(history.factor_at(position) for position in [*(s.position for s in history.snapshots), *ahead])
+
+
 def vectors(history: History) -> list[Tensor]:
     """The snapshots' weights (N,), oldest first."""
     return [snapshot.weights for snapshot in history.snapshots]

@@ -16,7 +16,7 @@ from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.nowcasters.subgraphs import cut
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import Layout
-from leapbench.predictors._learned import Learned, intervals, on_device, vectors
+from leapbench.predictors._learned import Learned, intervals, on_device, rates_of, vectors
 
 
 class Nino(Learned):
@@ -33,6 +33,8 @@ class Nino(Learned):
       edges are computed block by block (`leapbench.nowcasters.blocks`), for the same numbers.
     - Code: eigenvectors of the whole Laplacian with random signs; here those that are constant on layers, with fixed
       signs. For networks of more than a few layers they are the same ones.
+    - A checkpoint with `rate_proj` in it was trained with learning rates as inputs, which the paper did not try: shares
+      of the peak at every snapshot and horizon, here those of the history's schedule.
     - Code: scales of 'std' alone are read here; min-max and the like are not offered.
 
     Args:
@@ -77,7 +79,7 @@ class Nino(Learned):
         snapshots = vectors(h)
         scales = scales_of(snapshots, h.layout)
         out = start(h.now.weights.float(), h.layout, scales, h.empty_vector())
-        folded = folded_on(self.network, h.now.weights.device)
+        folded = folded_on(self.network, h.now.weights.device, rates_of(self.network, h))
         for part in cut(graph, h.layout) if self.subgraphs else (graph,):
             Nowcast(folded, part, snapshots, scales, share=self.edge_share, seed=h.now.step).add_to(out, ahead)
         return out
@@ -98,6 +100,6 @@ def check(network: GraphNetwork, graph: Graph) -> None:
 
 
 @lru_cache(maxsize=4)
-def folded_on(network: GraphNetwork, device: torch.device) -> Folded:
-    """The network prepared for weights on this device."""
-    return Folded(on_device(network, device))
+def folded_on(network: GraphNetwork, device: torch.device, rates: tuple[float, ...]) -> Folded:
+    """The network prepared for weights on this device, and for these learning rates if it reads them."""
+    return Folded(on_device(network, device), torch.tensor(rates, device=device))

@@ -52,10 +52,16 @@ class Wnn(Learned):
                 for first in range(strip.start, strip.stop, step):
                     part = slice(first, min(first + step, strip.stop))
                     values = torch.stack([vector[part].float() for vector in snapshots], 1)
-                    reach = 2 * (values.amax(1) - values.amin(1) + SMALLEST)
-                    change: Any = getattr(networks, operation)((values - values[:, :1]) / reach[:, None])
+                    x, reach = normalised(values)
+                    change: Any = getattr(networks, operation)(x)
                     out[part] += share * reach * change
         return out
+
+
+def normalised(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (n, 5) of single weights -> x (n, 5), and 2 R (n,), by which changes are multiplied on the way back."""
+    reach = 2 * (values.amax(1) - values.amin(1) + SMALLEST)
+    return (values - values[:, :1]) / reach[:, None], reach
 
 
 def operations(layout: Layout) -> list[tuple[slice, str]]:

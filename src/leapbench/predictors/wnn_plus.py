@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from leapbench.nowcasters.architectures import typed_blocks
-from leapbench.nowcasters.blocks import strips
+from leapbench.nowcasters.blocks import encoded, strips
 from leapbench.nowcasters.horizons import readout
 from leapbench.nowcasters.networks import EdgeNetwork
 from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.prediction.history import History
-from leapbench.predictors._learned import Learned, intervals, on_device, vectors
+from leapbench.predictors._learned import Learned, intervals, on_device, rates_of, vectors
 
 WEIGHTS = 1 << 11  # at a time on a CPU: two tensors of 128 features stay near the core
 
@@ -28,6 +28,7 @@ class WnnPlus(Learned):
 
     - Code: types come from its graph classes. Here those of a network that `nino` knows are used, and elsewhere what
       the shape says: convolution, matrix, norm (a vector called weight), bias.
+    - A checkpoint with `rate_proj` in it reads learning rates too, as in `nino`.
     - Between two whole k a line, below the first one towards no change.
 
     Args:
@@ -42,7 +43,7 @@ class WnnPlus(Learned):
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
         h = history.last(self.context)
-        network = _Folded.on(self.network, h.now.weights.device)
+        network = _Folded.on(self.network, h.now.weights.device, rates_of(self.network, h))
         matrix, constant = network.readout(intervals(h, K))
         snapshots = vectors(h)
         scales = scales_of(snapshots, h.layout)
@@ -63,18 +64,18 @@ class WnnPlus(Learned):
 class _Folded:
     """The network with its first two linear maps multiplied."""
 
-    def __init__(self, network: EdgeNetwork) -> None:
+    def __init__(self, network: EdgeNetwork, rates: Tensor) -> None:
         encode, first = network.edge_proj.linears[0], network.edge_mlp.linears[0]
-        constants = encode.bias.double() + network.layer_embed.weight.double()
+        constants = encoded(network, rates)
         self.first = (first.weight.double() @ encode.weight.double()).float()
         self.constants = (constants @ first.weight.double().T + first.bias.double()).float()
         self.middle, self.last = network.edge_mlp.linears[1:-1], network.edge_mlp.linears[-1]
 
     @staticmethod
     @lru_cache(maxsize=4)
-    def on(network: EdgeNetwork, device: torch.device) -> _Folded:
-        """Prepared for weights on this device."""
-        return _Folded(on_device(network, device))
+    def on(network: EdgeNetwork, device: torch.device, rates: tuple[float, ...]) -> _Folded:
+        """Prepared for weights on this device, and for these learning rates if it reads them."""
+        return _Folded(on_device(network, device), torch.tensor(rates, device=device))
 
     def readout(self, K: float) -> tuple[Tensor, Tensor]:
         """The last layer for K intervals: (width,) and a number."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ ASIDE = ("leapbench.config", "leapbench.records", "leapbench.training.bar", "lea
 TARGET = "_target_"
 
 
-def code_of(science: Mapping[str, Any]) -> dict[str, str]:
+def code_of(science: Mapping[str, Any], roots: Iterable[str] = ROOTS) -> dict[str, str]:
     """The modules that a run with this configuration executes -> 16 hex digits of the sha256 of each.
 
     They are the training loop, the data sets, the `_target_`s of the configuration, and all that these import from
     their own package (from their own folder, for a module that is in none).
+
+    Args:
+        roots: modules that stand in the place of the training loop and the data sets.
     """
     found: dict[str, str] = {}
-    waiting = [*(name for root in ROOTS for name in _expanded(root)), *(name for name in _targets(science))]
+    waiting = [*(name for root in roots for name in _expanded(root)), *(name for name in _targets(science))]
     while waiting:
         name = waiting.pop()
         path = None if name in found or name.startswith(ASIDE) else _path_of(name)

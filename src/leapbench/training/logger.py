@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from leapbench.config.choices import LoggerName, WandbMode
 from leapbench.config.errors import ConfigError
+from leapbench.config.groups import WandbConfig
 from leapbench.config.schema import RunConfig, digest
 from leapbench.names import BASELINE, CONTROLS, FAILURES, NONE, Mode
 
@@ -55,32 +56,15 @@ class WandbLogger:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        import wandb
-
-        settings = config.wandb
-        if settings.mode == WandbMode.online and not _has_key():
-            raise ConfigError(f"wandb.mode=online needs an API key (`wandb login`, or WANDB_API_KEY); or {OFFLINE}")
-        # W&B falls back to a temporary folder when this one does not exist.
-        Path(settings.dir).mkdir(parents=True, exist_ok=True)
-        try:
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                id=id_of(config),
-                name=name_of(config),
-                group=config.suite,
-                job_type=config.mode,
-                tags=tags_of(config),
-                resume="allow",
-                mode="online" if settings.mode == WandbMode.online else "offline",
-                dir=str(Path(settings.dir).absolute()),
-                config=config.science() | {"suite": config.suite, "run_id": config.run_id},
-                reinit="finish_previous",
-                settings=wandb.Settings(quiet=True, console="off", init_timeout=INIT_TIMEOUT_S),
-            )
-        except wandb.errors.Error as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ConfigError(f"W&B did not answer ({first}); {OFFLINE}") from None
+        self._run = begin(
+            config.wandb,
+            id=id_of(config),
+            name=name_of(config),
+            group=config.suite,
+            job_type=config.mode,
+            tags=tags_of(config),
+            config=config.science() | {"suite": config.suite, "run_id": config.run_id},
+        )
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
         """Send `metrics` for optimizer step `step`."""
@@ -96,6 +80,37 @@ class WandbLogger:
         """Send the summary and close; a failed or diverged run is marked so."""
         self._run.summary.update(summary)
         self._run.finish(exit_code=int(summary["status"] in FAILURES))
+
+
+def begin(settings: WandbConfig, **identity: Any) -> Any:
+    """W&B's run, new or continued.
+
+    Args:
+        identity: its id, name, group and the like, as `wandb.init` takes them.
+
+    Raises:
+        ConfigError: W&B cannot be reached or needs an API key.
+    """
+    import wandb
+
+    if settings.mode == WandbMode.online and not _has_key():
+        raise ConfigError(f"wandb.mode=online needs an API key (`wandb login`, or WANDB_API_KEY); or {OFFLINE}")
+    # W&B falls back to a temporary folder when this one does not exist.
+    Path(settings.dir).mkdir(parents=True, exist_ok=True)
+    try:
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity,
+            resume="allow",
+            mode="online" if settings.mode == WandbMode.online else "offline",
+            dir=str(Path(settings.dir).absolute()),
+            reinit="finish_previous",
+            settings=wandb.Settings(quiet=True, console="off", init_timeout=INIT_TIMEOUT_S),
+            **identity,
+        )
+    except wandb.errors.Error as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"W&B did not answer ({first}); {OFFLINE}") from None
 
 
 def build(config: RunConfig) -> Logger:

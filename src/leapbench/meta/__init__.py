@@ -1,0 +1,1 @@
+"""Training the networks of learned predictors on recorded trajectories."""

@@ -28,7 +28,8 @@ class LostStageError(Terminated):
 
     def __init__(self, who: str, error: Exception) -> None:
         super().__init__(1)
-        self.add_note(f"{who} does not answer, its process has ended or hangs ({complaint(error)})")
+        reason = complaint(error).partition(". ")[0]
+        self.add_note(f"{who} does not answer, its process has ended or hangs ({reason})")
         self.add_note("the same command continues from the last checkpoint")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,7 +79,7 @@ def difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> f
         apart = float((found[name].double() - tensor.double()).abs().max())
         if not tensor.is_floating_point():
             assert apart == 0, f"{name} differs"
-        largest = max(largest, apart / (float(tensor.abs().max()) or 1.0))
-        if not largest < float("inf"):
+        if not math.isfinite(apart):
             return None
+        largest = max(largest, apart / (float(tensor.abs().max()) or 1.0))
     return largest

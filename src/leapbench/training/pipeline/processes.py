@@ -106,7 +106,7 @@ class Processes:
                 time.sleep(GRACE_S)
                 os._exit(1)
             if type(error) is Terminated:
-                error.add_note(f"{self} was told to, because another stage has died or all of them are to end")
+                error.add_note(f"{self} was told to end, because another stage has died or all of them are to end")
                 error.add_note("the same command continues from the last checkpoint")
             elif isinstance(error, Exception):
                 error.add_note(f"{self} has ended with this error, and the other stages end with it")

@@ -28,6 +28,7 @@ from leapbench.records.lock import Lock
 from leapbench.training.pipeline import run as pipeline_run
 from leapbench.training.pipeline.links import Links
 from leapbench.training.pipeline.one_process import compared, difference, state_of
+from leapbench.training.pipeline.processes import Processes
 from leapbench.training.pipeline.run import Checkpoints, run_stage
 from leapbench.training.pipeline.section import Section
 from leapbench.training.pipeline.stages import group
@@ -225,7 +226,7 @@ def test_processes_train_like_the_emulation(processes, arm):
 def test_a_killed_process_ends_the_other_with_one_message(processes):
     status, err, seconds = processes[1]
     (line,) = [line for line in err.splitlines() if line.startswith("interrupted; ")]
-    assert line.startswith(("interrupted; stage 1 does not answer", "interrupted; stage 0 of 2 was told to"))
+    assert line.startswith(("interrupted; stage 1 does not answer", "interrupted; stage 0 of 2 was told to end"))
     assert line.endswith("the same command continues from the last checkpoint")
     assert status != 0 and seconds < 30
 
@@ -299,6 +300,17 @@ def test_so_does_one_of_a_language_model(monkeypatch, fresh_lab, alone, words, l
     monkeypatch.setattr("leapbench.config.compose.configured", lambda *words: config)
     refused(script(monkeypatch, "pipeline"), line)
     assert not fresh_lab.results.exists()
+
+
+def test_every_stage_needs_a_gpu_of_its_own(monkeypatch, alone):
+    alone(2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("leapbench.training.pipeline.processes.pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert Processes().device("cpu") == CPU
+    for name in ("cuda", "cuda:0"):
+        with pytest.raises(ConfigError, match=f"device={name} is not a GPU for each stage"):
+            Processes().device(name)
 
 
 def test_overrides_are_those_of_train(monkeypatch, alone):

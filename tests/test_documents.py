@@ -52,6 +52,11 @@ NOT_RUN = {
     "python scripts/coverage.py": "writes into docs/; tests/tables/test_stats.py compares what it would write",
     "make gpu": "takes a GPU; tests/test_devices.py",
     "make gpu PYTHON=python3": "takes a GPU",
+    "torchrun --nproc-per-node=2 scripts/pipeline.py experiment=layerpipe2_nano pipeline.stages=2 train.steps=200":
+        "starts processes; tests/training/test_pipeline_processes.py",
+    "torchrun --nproc-per-node=4 scripts/pipeline.py experiment=layerpipe2_nano pipeline.stages=4 "
+    "checkpoint.every_steps=50 suite=layerpipe2 --measure": "starts processes too",
+    "python checks/pipeline.py": "takes half an hour",
     "pytest -m slurm": "takes a Slurm; those tests are part of the suite where there is one",
 }  # fmt: skip
 

@@ -6,10 +6,13 @@ import pytest
 from helpers import Lab
 from leapbench import tables
 from leapbench.figures import write_figures
-from leapbench.names import PROJECT
+from leapbench.names import PROJECT, SUMMARY
+from leapbench.records.files import write_json
 from leapbench.records.read import load_suite
+from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
 from leapbench.tables.pipeline import formula_bytes
+from leapbench.training.pipeline.throughput import folder_beside
 from leapbench.training.run import run
 
 COMMON = ("model=gpt2_nano_untied", "model.config.n_layer=2", "mode=leap", "predictor=none", "suite=pipelines")
@@ -86,6 +89,28 @@ def test_the_throughput_model_is_that_of_the_slowest_stage(suite, published):
         assert np.isclose(row["speedup"], row["ideal_speedup"] * (1 - row["unfilled_pct"] / 100))
     # Activations of 4 sequences of 16 tokens, 32 wide, in float32, both ways, across each boundary.
     assert set(table.frame["bytes_per_update"]) == {2 * 4 * 16 * 32 * 4, 3 * 2 * 4 * 16 * 32 * 4}
+
+
+def test_measured_speeds_stand_beside_the_model(suite, published):
+    (run_id,) = [run_id for run_id, science in suite.configs.items() if science.get("pipeline", {}).get("stages") == 2]
+    folder = folder_beside(suite.folder) / run_id
+    folder.mkdir(parents=True)
+    stages = [{"waiting_pct": 10.0}, {"waiting_pct": 40.0}]
+    summary = {"stages": stages, "science": suite.configs[run_id], "made_by": {}, "one_process": {"speedup": 1.5}}
+    write_json(folder / SUMMARY, summary)
+    try:
+        (table,) = tables.build(suite, published, "throughput")
+        frame = table.frame.set_index("stages")
+        assert frame.loc[2, ["measured_speedup", "waiting_pct"]].tolist() == [1.5, 25.0]
+        assert frame.loc[4, ["measured_speedup", "waiting_pct"]].isna().all()
+        assert "measured" in table.body(table.frame, False)
+        (folder / SUMMARY).write_text("{}")
+        with pytest.raises(RecordError, match="is damaged"):
+            tables.build(suite, published, "throughput")
+    finally:
+        (folder / SUMMARY).unlink()
+    (table,) = tables.build(suite, published, "throughput")
+    assert "measured" not in table.body(table.frame, False)
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,19 @@ import pandas as pd
 
 from leapbench.config.arms import SEQUENTIAL, arm_of, source_of
 from leapbench.config.choices import ForwardWeights, Versions
+from leapbench.config.errors import ConfigError
 from leapbench.names import EVALS, PIPELINE, VALIDATION, Status
 from leapbench.records.read import Suite
+from leapbench.records.rows import RecordError
 from leapbench.tables import stats
 from leapbench.tables.common import Table, seeds_counted
 from leapbench.tables.numbers import interval, number, summarised, summarised_ratios
+from leapbench.training.pipeline.throughput import BACKWARD_SHARE, measured_in, modelled
 
 WORKLOAD = ["model", "dataset", "total_steps", "batch_size"]
 CUT = ["stages", "delay_model", "microbatches"]
 ARM = [*WORKLOAD, "optimizer", "schedule", *CUT, "arm", "lr"]
 STASH = str(Versions.stash)
-BACKWARD_SHARE = 2.0  # seconds of a backward pass per second of a forward pass, in the throughput model
 BYTES = 4  # of a weight
 
 
@@ -191,28 +193,28 @@ def _throughput(suite: Suite, rows: pd.DataFrame) -> Table:
             parameters=("parameters", "first"), forward_s=("forward_s", "median"), bytes=("boundary_bytes", "first")
         )  # fmt: skip
         cell: dict[str, Any] = dict(zip([*WORKLOAD, *CUT], key, strict=True))
-        n, parts = len(stage), int(cell["microbatches"])
-        seconds = stage["forward_s"] * (1 + BACKWARD_SHARE)
-        microbatches = int(cell["total_steps"]) * parts
-        full_share = microbatches / (microbatches + 2 * (n - 1))
-        ideal = float(seconds.sum() / seconds.max())
-        found.append(cell | {
-            "largest_share_pct": 100.0 * float(stage["parameters"].max() / stage["parameters"].sum()),
-            "slowest_share_pct": 100.0 * float(seconds.max() / seconds.sum()),
-            "ideal_speedup": ideal, "unfilled_pct": 100.0 * (1 - full_share), "speedup": ideal * full_share,
-            "bytes_per_update": 2 * int(stage["bytes"].iloc[1:].sum()), "n_runs": group["run_id"].nunique(),
-        })  # fmt: skip
+        microbatches = int(cell["total_steps"]) * int(cell["microbatches"])
+        found.append(
+            cell
+            | {"largest_share_pct": 100.0 * float(stage["parameters"].max() / stage["parameters"].sum())}
+            | modelled(stage["forward_s"].tolist(), stage["bytes"].astype(int).tolist(), microbatches)
+            | {"n_runs": group["run_id"].nunique()}
+        )
     columns = [
         *WORKLOAD, *CUT, "largest_share_pct", "slowest_share_pct", "ideal_speedup", "unfilled_pct", "speedup",
         "bytes_per_update", "n_runs",
     ]  # fmt: skip
     frame = pd.DataFrame(found, columns=columns)
+    keys = {name: frame[name].dtype for name in (*WORKLOAD, *CUT)}
+    frame = frame.merge(_measured(suite).astype(keys), on=list(keys), how="left")
     header = (
-        "A model, not a measurement: a pipeline whose stages each take the seconds of their parts' forward pass, "
+        "A model: a pipeline whose stages each take the seconds of their parts' forward pass, "
         f"measured in one process, and {BACKWARD_SHARE:g} times that for the backward pass. ideal: all seconds over "
         "those of the slowest stage; unfilled: share of the clocks in which the pipeline fills or drains, 2 (n-1) of "
         "the run; speed-up: ideal less that, communication free. MB per update: activations and their gradients "
-        "across all boundaries."
+        "across all boundaries. Where such pipelines were run with a process per stage, measured: samples per second "
+        "over those of plain training in one process on the same machine; waiting: share of the seconds in which a "
+        "process waited for its neighbours, mean over stages."
     )
     return Table(
         "throughput", "Throughput model", frame, header, f"{len(frame)} pipelines", sections=[*WORKLOAD],
@@ -220,20 +222,41 @@ def _throughput(suite: Suite, rows: pd.DataFrame) -> Table:
     )  # fmt: skip
 
 
+def _measured(suite: Suite) -> pd.DataFrame:
+    """Speed-up and waiting of the suite's pipelines of processes, mean over runs of the same cut."""
+    try:
+        summaries = measured_in(suite.folder)
+    except ConfigError as error:
+        raise RecordError(str(error)) from None
+    found = []
+    for summary in summaries:
+        science = summary["science"]
+        found.append(
+            {"model": science["model"]["name"], "dataset": science["dataset"]["name"],
+             "total_steps": science["train"]["steps"], "batch_size": science["train"]["batch_size"]}
+            | {name: science["pipeline"][name] for name in CUT}
+            | {"measured_speedup": summary["one_process"]["speedup"],
+               "waiting_pct": float(np.mean([stage["waiting_pct"] for stage in summary["stages"]]))}
+        )  # fmt: skip
+    frame = pd.DataFrame(found, columns=[*WORKLOAD, *CUT, "measured_speedup", "waiting_pct"])
+    return frame.groupby([*WORKLOAD, *CUT]).mean().reset_index()
+
+
 def _throughput_body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "stages": str(row["stages"]), "delays": row["delay_model"], "microbatches": str(row["microbatches"]),
-                "most weights in one stage [%]": number(row["largest_share_pct"], True),
-                "most seconds in one stage [%]": number(row["slowest_share_pct"], True),
-                "ideal speed-up": number(row["ideal_speedup"]), "unfilled [%]": number(row["unfilled_pct"], True),
-                "speed-up": number(row["speedup"]), "MB per update": _megabytes(row["bytes_per_update"]),
-                "runs": str(row["n_runs"]),
-            }
-            for row in part.to_dict("records")
-        ]
-    )  # fmt: skip
+    rows = []
+    for row in part.to_dict("records"):
+        is_measured = not pd.isna(row["measured_speedup"])
+        rows.append({
+            "stages": str(row["stages"]), "delays": row["delay_model"], "microbatches": str(row["microbatches"]),
+            "most weights in one stage [%]": number(row["largest_share_pct"], True),
+            "most seconds in one stage [%]": number(row["slowest_share_pct"], True),
+            "ideal speed-up": number(row["ideal_speedup"]), "unfilled [%]": number(row["unfilled_pct"], True),
+            "speed-up": number(row["speedup"]), "MB per update": _megabytes(row["bytes_per_update"]),
+            "measured": number(row["measured_speedup"]) if is_measured else "",
+            "waiting [%]": number(row["waiting_pct"], True) if is_measured else "", "runs": str(row["n_runs"]),
+        })  # fmt: skip
+    body = pd.DataFrame(rows)
+    return body if body["measured"].any() else body.drop(columns=["measured", "waiting [%]"])
 
 
 def _megabytes(value: Any) -> str:

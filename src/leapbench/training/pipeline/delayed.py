@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +98,18 @@ class DelayedStage:
             return None
         used = (self.predicted or self.past)[self.updates - steps]
         return used, self.live if versions == Versions.latest else self.reconstructed(self.form, steps)
+
+    def place_of_backward(self, version: int, steps: int) -> Tensor:
+        """(size,) the memory that holds the weights by which the gradient is handed on, when its time has come.
+
+        Args:
+            version: of the live weights, with which the forward pass runs.
+            steps: updates between the forward pass and its update; if it is an average that is read then, it stands
+                here after `backward_weights` of that time.
+        """
+        if not steps or self.config.versions == Versions.latest:
+            return self.live
+        return self.past.slot(version) if self.config.versions == Versions.stash else self.scratch
 
     def reconstructed(self, form: str, steps: int) -> Tensor:
         """(size,) the weights `steps` updates ago by the average of this form; in memory that is used again."""
@@ -215,3 +228,20 @@ class DelayedStage:
             self.predicted.load_state_dict(state["predicted"])
         for form, average in self.averages.items():
             average.load_state_dict(state["averages"][form])
+
+
+@contextlib.contextmanager
+def around_update(stages: Sequence[DelayedStage], position: int, total: int) -> Iterator[None]:
+    """The update of these stages is inside.
+
+    Args:
+        position: of it in the schedule.
+        total: updates of the run before it.
+    """
+    with torch.no_grad():
+        for stage in stages:
+            stage.before_update(position)
+    yield
+    with torch.no_grad():
+        for stage in stages:
+            stage.after_update(total)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,6 +174,11 @@ def cut(model: nn.Module, layout: Layout, ends: Sequence[int]) -> tuple[Stage, .
     return tuple(stages)
 
 
+def ends_of(stages: Sequence[Stage]) -> list[int]:
+    """What :func:`cut` makes these stages of."""
+    return list(itertools.accumulate(len(stage.parts) for stage in stages))
+
+
 def measured(model: nn.Module, forward: Callable[[], Any]) -> list[Cost]:
     """What each part costs in a forward pass without gradients, in evaluation mode.
 
@@ -181,6 +187,7 @@ def measured(model: nn.Module, forward: Callable[[], Any]) -> list[Cost]:
     """
     parts = parts_of(model)
     modules = dict(model.named_modules())
+    number_of = {modules[name]: number for number, part in enumerate(parts) for name in part.modules}
     device = next(model.parameters()).device
     seconds, best = [0.0] * len(parts), [float("inf")] * len(parts)
     taken: dict[int, int] = {}
@@ -191,38 +198,56 @@ def measured(model: nn.Module, forward: Callable[[], Any]) -> list[Cost]:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    def before(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            taken.setdefault(number, 0 if tensor is None else tensor.numel() * tensor.element_size())
-            begun[module] = now()
+    def before(module: nn.Module, tensors: Sequence[Tensor]) -> None:
+        taken.setdefault(number_of[module], sum(t.numel() * t.element_size() for t in tensors[:1]))
+        begun[module] = now()
 
-        return hook
+    def after(module: nn.Module, output: Any) -> None:
+        seconds[number_of[module]] += now() - begun[module]
 
-    def after(number: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seconds[number] += now() - begun[module]
+    with watched(model, number_of, before, after):
+        for _ in range(REPEATS):
+            seconds[:] = [0.0] * len(parts)
+            forward()
+            best = [min(pair) for pair in zip(best, seconds, strict=True)]
+    return [Cost(best[number], taken.get(number, 0)) for number in range(len(parts))]
 
-        return hook
 
+@contextlib.contextmanager
+def watched(
+    model: nn.Module,
+    modules: Iterable[nn.Module],
+    before: Callable[[nn.Module, Sequence[Tensor]], None],
+    after: Callable[[nn.Module, Any], None],
+) -> Iterator[None]:
+    """Forward passes inside are without gradients and in evaluation mode, and these modules tell of their calls.
+
+    Args:
+        before: takes a module and the tensors that it is given; it works on the first of them.
+        after: takes a module and its output.
+    """
     handles = []
-    for number, part in enumerate(parts):
-        for module in (modules[name] for name in part.modules):
-            handles.append(module.register_forward_pre_hook(before(number), with_kwargs=True))
-            handles.append(module.register_forward_hook(after(number)))
+    for module in modules:
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda module, args, kwargs: before(module, tensors_in(args, kwargs)), with_kwargs=True
+            )
+        )
+        handles.append(module.register_forward_hook(lambda module, args, output: after(module, output)))
     was_training = model.training
     try:
         model.eval()
         with torch.no_grad():
-            for _ in range(REPEATS):
-                seconds[:] = [0.0] * len(parts)
-                forward()
-                best = [min(pair) for pair in zip(best, seconds, strict=True)]
+            yield
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return [Cost(best[number], taken.get(number, 0)) for number in range(len(parts))]
+
+
+def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Those that a module is called with."""
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
 
 
 def _spread(parts: Sequence[Part], stages: int) -> list[int]:

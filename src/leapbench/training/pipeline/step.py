@@ -33,9 +33,9 @@ from leapbench.names import PIPELINE
 from leapbench.prediction.candidate import Forward
 from leapbench.prediction.weights import FlatWeights
 from leapbench.training.pipeline.backward import through
-from leapbench.training.pipeline.delayed import DelayedStage
+from leapbench.training.pipeline.delayed import DelayedStage, around_update
 from leapbench.training.pipeline.lookahead import check_optimizer
-from leapbench.training.pipeline.stages import Cost, Stage, check_stages, cut, group, measured, parts_of
+from leapbench.training.pipeline.stages import Cost, Stage, check_stages, cut, ends_of, group, measured, parts_of
 from leapbench.training.step import TrainingStep, build_optimizer
 from leapbench.training.workload import Workload
 
@@ -62,7 +62,7 @@ class PipelinedStep(TrainingStep):
         self.total, self.form = 0, arm_of(plain(self.pipeline))
         self._costs: list[Cost] | None = None
         pipeline = self.pipeline
-        self._arrange(
+        self.arrange(
             group(self.model, self.weights.layout, pipeline.stages, pipeline.balance,
                   lambda: [cost.forward_s for cost in self.costs])
         )  # fmt: skip
@@ -87,7 +87,8 @@ class PipelinedStep(TrainingStep):
                 self._costs = measured(self.model, lambda: self.model(**inputs))
         return self._costs
 
-    def _arrange(self, stages: tuple[Stage, ...]) -> None:
+    def arrange(self, stages: tuple[Stage, ...]) -> None:
+        """Cut the network into these stages; the pipeline is empty then."""
         self.stages = stages
         self.parameters_of = [stage.parameters(self.weights) for stage in stages]
         self.delayed = [
@@ -142,13 +143,8 @@ class PipelinedStep(TrainingStep):
 
     def update(self, position: int) -> None:
         """Apply the gradient to the newest weights, and keep what later batches need of the old ones."""
-        with torch.no_grad():
-            for stage in self.delayed:
-                stage.before_update(position)
-        super().update(position)
-        with torch.no_grad():
-            for stage in self.delayed:
-                stage.after_update(self.total)
+        with around_update(self.delayed, position, self.total):
+            super().update(position)
         self.total += 1
         self.writes = self.weights.vector._version
 
@@ -179,9 +175,8 @@ class PipelinedStep(TrainingStep):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        ends = [len(stage.parts) for stage in self.stages]
         return {
-            "ends": [sum(ends[: number + 1]) for number in range(len(ends))], "total": self.total,
+            "ends": ends_of(self.stages), "total": self.total,
             "costs": [[cost.forward_s, cost.input_bytes] for cost in self.costs],
             "stages": [stage.state_dict() for stage in self.delayed],
         }  # fmt: skip
@@ -189,7 +184,7 @@ class PipelinedStep(TrainingStep):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint, with its cuts."""
         self._costs = [Cost(*cost) for cost in state["costs"]]
-        self._arrange(cut(self.model, self.weights.layout, state["ends"]))
+        self.arrange(cut(self.model, self.weights.layout, state["ends"]))
         self.total = state["total"]
         for stage, saved in zip(self.delayed, state["stages"], strict=True):
             stage.load_state_dict(saved)

@@ -28,12 +28,16 @@ class PastWeights:
     def push(self, weights: Tensor) -> None:
         """Keep `weights` (size,) as the next version, in place of the oldest."""
         self.newest += 1
-        self.data[self.newest % self.capacity].copy_(weights)
+        self.slot(self.newest).copy_(weights)
+
+    def slot(self, version: int) -> Tensor:
+        """(size,) where version `version` stands once it is kept, until a later one takes its place."""
+        return self.data[version % self.capacity]
 
     def __getitem__(self, version: int) -> Tensor:
         """Version `version`, (size,), not to be changed."""
         assert max(0, self.newest - self.capacity + 1) <= version <= self.newest, f"version {version} is not kept"
-        return self.data[version % self.capacity]
+        return self.slot(version)
 
     def leaves(self, version: int) -> dict[str, Tensor]:
         """Version `version` as leaves of a graph, shaped as the parameters, by name; they stay the same objects."""

@@ -100,6 +100,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "python train.py -m mode=leap predictor=none,trend,average K=10 seed=0-4": (*TEXT, *STEPS, "seed=0"),
     "make sweep NAME=leap_verify_embedded": ("--dry-run",),  # tests/cluster runs sweeps
     "make sweep NAME=ttb_embedded": ("--dry-run",),
+    "make sweep NAME=leap_verify_gpt2_cpu": ("--dry-run",),
     "make sweep NAME=trajectories": ("--dry-run",),
 }  # fmt: skip
 

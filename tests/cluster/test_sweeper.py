@@ -283,7 +283,7 @@ def axes_of(spec: dict[str, Any], own: dict[str, Any]) -> dict[str, list[str]]:
     return {key: [str(v) for v in value] if isinstance(value, list) else [str(value)] for key, value in axes.items()}
 
 
-LEAPING = ("ttb_", "tune_", "leap_overhead", "layerpipe2")
+LEAPING = ("ttb_", "tune_", "leap_overhead", "layerpipe2", "learning_rate_factors")
 
 
 def command_lines() -> list[tuple[str, ...]]:

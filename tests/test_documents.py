@@ -187,7 +187,8 @@ def small(place: Lab, monkeypatch: pytest.MonkeyPatch):
         if path == "meta_train.py":
             return meta_train(monkeypatch, place.root, *arguments, *META)
         monkeypatch.chdir(place.root)
-        own = {"scripts/aggregate.py": few, "scripts/report.py": few, "scripts/status.py": few[:2]}
+        own = {"scripts/aggregate.py": few, "scripts/report.py": few}
+        own |= {"scripts/status.py": few[:2], "scripts/records.py": few[:2]}
         settings = own[path] if path in own else APPENDED.get(key, ())
         return script(monkeypatch, Path(path).stem, *arguments, *settings)
 

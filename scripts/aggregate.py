@@ -1,12 +1,12 @@
 """Rebuild the tables from run folders: python scripts/aggregate.py --suite NAME."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from leapbench import tables
 from leapbench.names import PROJECT, Status
+from leapbench.records.ending import exit_with
 from leapbench.records.read import load_suite, suites_in
 from leapbench.records.rows import RecordError
 
@@ -64,12 +64,4 @@ def aggregate(args: argparse.Namespace, name: str, published: tables.Published) 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    exit_with(main)

@@ -1,9 +1,9 @@
 """Regime thresholds from a calibration suite: percentiles 70 and 30 of the similarity, per protocol and seed."""
 
 import argparse
-import sys
 from pathlib import Path
 
+from leapbench.records.ending import exit_with
 from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables import calibration, stats
@@ -30,9 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    exit_with(main)

@@ -1,10 +1,9 @@
 """Simulate what the intervals of the tables cover and write it into docs/judging.md: python scripts/coverage.py."""
 
 import argparse
-import sys
 
 from leapbench.names import PROJECT
-from leapbench.records.rows import RecordError
+from leapbench.records.ending import exit_with
 from leapbench.tables.coverage import correlations, page, simulate
 from leapbench.tables.documents import COVERAGE, into_document
 
@@ -17,7 +16,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RecordError as error:
-        sys.exit(f"error: {error}")
+    exit_with(main)

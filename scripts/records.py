@@ -7,11 +7,10 @@ fresh copy of the project: then `make tables` needs no run at all.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from leapbench.records.archive import SUFFIX, pack, unpack
-from leapbench.records.rows import RecordError
+from leapbench.records.ending import exit_with
 
 
 def main() -> int:
@@ -36,9 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    exit_with(main)

@@ -12,8 +12,8 @@ from leapbench import tables
 from leapbench.figures.html import write_page
 from leapbench.figures.report import write_report
 from leapbench.names import PROJECT
+from leapbench.records.ending import exit_with
 from leapbench.records.read import suites_in
-from leapbench.records.rows import RecordError
 from leapbench.tables.documents import write_documents
 
 RAW = Path("results/raw")
@@ -60,9 +60,4 @@ def _suites(results: Path, out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+    exit_with(main)

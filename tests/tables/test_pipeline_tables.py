@@ -12,6 +12,7 @@ from leapbench.records.read import load_suite
 from leapbench.records.rows import RecordError
 from leapbench.tables.acceptance import score
 from leapbench.tables.pipeline import formula_bytes
+from leapbench.tables.pipeline_headline import pipeline_headline
 from leapbench.training.pipeline.throughput import folder_beside
 from leapbench.training.run import run
 
@@ -68,6 +69,18 @@ def test_arms_are_compared_with_the_same_seeds_without_delay_and_with_stashing(s
     assert (frame["extra_bytes"].fillna(0) == frame["formula_bytes"].fillna(0)).all()
     assert frame.loc[(4, "stash"), "extra_bytes"] > frame.loc[(4, "ema_pipeline/ramp"), "extra_bytes"] > 0
     assert frame.loc[(4, "linear+stash"), "extra_bytes"] == 2 * frame.loc[(4, "stash"), "extra_bytes"]
+
+
+def test_the_documents_show_the_arms(suite, published, tmp_path):
+    table = next(table for table in tables.build(suite, published) if table.name == "pipeline")
+    tables.write(table, suite, tmp_path)
+    text = pipeline_headline(tmp_path, ["0123abc"])
+    frame = table.frame.set_index(["arm", "stages"])
+    assert "reconstruction at its best (`ema_pipeline/ramp`)" in text and "(`linear+stash`)" in text
+    for arm in ARMS:
+        cells = next(line for line in text.splitlines() if line.startswith(f"| `{arm}` |")).split("|")
+        assert float(cells[4].split()[0]) == pytest.approx(frame.loc[(arm, 4), "over_sequential"], abs=1e-3)
+    assert "Runs" not in text and "runs of commit `0123abc`" in text
 
 
 def test_errors_are_shown_per_delay_and_form(suite, published):

@@ -14,6 +14,7 @@ from leapbench.tables import stats
 from leapbench.tables.compare import FACTOR_INTERVAL
 from leapbench.tables.headline import budget_headline, leap_headline, rates_headline
 from leapbench.tables.observed_headline import acceptance_headline, headline, published_headline
+from leapbench.tables.pipeline_headline import pipeline_headline
 
 RUNS = "runs.csv"
 
@@ -50,6 +51,7 @@ PLACES = {
     "GPT-2 124M, lr 6e-4": Place(
         FINDINGS, "leap_verify_gpt2_cpu_lr6e-4", STRICT, stats.RATE_INTERVAL, acceptance_headline
     ),
+    "late gradients": Place("docs/pipelines.md", "layerpipe2", "pipeline", stats.INTERVAL, pipeline_headline),
     "time to baseline": Place(FINDINGS, "ttb_embedded", "time_to_baseline", stats.RATIO_INTERVAL, leap_headline),
 }
 COVERAGE = ("docs/judging.md", "coverage")  # scripts/coverage.py

@@ -74,15 +74,21 @@ def _of_that_training(folder: Path, table: str) -> pd.DataFrame:
 
 def _catastrophe(folder: Path) -> str:
     momentum = _of_that_training(folder, "momentum_catastrophe")
+    momentum = momentum[momentum["predictor"] == "momentum"]
+    share = _calm_share(momentum)
+    compared = (
+        f"Ours and the published one are both over the checkpoints of transition and stable alone ({share})"
+        if share
+        else "The published one is over the checkpoints of transition and stable; ours has none, so it is over all"
+    )
     lines = [
         "The published momentum catastrophe, loss of the predicted weights over the current loss, on one trajectory. "
-        "Ours and the published one are both over the checkpoints of transition and stable alone "
-        f"({_calm_share(momentum)}):",
+        f"{compared}:",
         "",
         line_of(["momentum as in", *(f"K = {K}" for K in HORIZONS), "second moments lost to float16 [%]"]),
         line_of([":--", *["--:"] * 4]),
     ]
-    rows = momentum[(momentum["regime"] == CALM) & (momentum["predictor"] == "momentum")]
+    rows = momentum[momentum["regime"] == (CALM if share else ALL)]
     for protocol in rows["protocol"].drop_duplicates():
         group = rows[rows["protocol"] == protocol].set_index("K")
         cells = [_ratio(value) for value in group.loc[list(HORIZONS), "ratio_of_means"]]
@@ -95,28 +101,28 @@ def _catastrophe(folder: Path) -> str:
 
 
 def _calm_share(momentum: pd.DataFrame) -> str:
-    """`75-76 of 117 proposals at K = 5`: how many of our proposals those are, over the protocols."""
-    rows = momentum[(momentum["predictor"] == "momentum") & (momentum["K"] == HORIZONS[0])]
-    calm, total = (rows.loc[rows["regime"] == regime, "n_proposals"] for regime in (CALM, "all"))
+    """`75-76 of 117 proposals at K = 5`: how many of our proposals those are, over the protocols; empty for none."""
+    rows = momentum[momentum["K"] == HORIZONS[0]]
+    calm, total = (rows.loc[rows["regime"] == regime, "n_proposals"].fillna(0).astype(int) for regime in (CALM, ALL))
     span = f"{calm.min()}" if calm.min() == calm.max() else f"{calm.min()}-{calm.max()}"
-    return f"{span} of {total.max()} proposals at K = {HORIZONS[0]}"
+    return f"{span} of {total.max()} proposals at K = {HORIZONS[0]}" if calm.min() else ""
 
 
 def _beside_published(folder: Path) -> str:
     """Two markdown tables of protocol `code`: regimes, and acceptance by rule, regime and K."""
     regimes = _of_that_training(folder, "regime_distribution")
     regimes = regimes[regimes["protocol"] == "code"]
-    cited = regimes.dropna(subset=["published_mean"]).iloc[0]
+    first = regimes.dropna(subset=["published_mean"]).iloc[0]
     checkpoints = int(regimes["n_checkpoints"].max() // regimes["n_seeds"].max())
     lines = [
-        f"Checkpoints of each regime, protocol `code`, of {checkpoints} in a run (thresholds {cited['tau_low']:.6g} "
-        f"and {cited['tau_high']:.6g}):",
+        f"Checkpoints of each regime, protocol `code`, of {checkpoints} in a run (thresholds {first['tau_low']:.6g} "
+        f"and {first['tau_high']:.6g}):",
         "",
         line_of(["", *regimes["regime"]]),
         line_of([":--", *["--:"] * len(regimes)]),
         line_of(["ours", *(number(value, percent=True) for value in regimes["mean"])]),
         line_of([
-            f"published, {cited['published_model']} ({cited['published_source']})",
+            f"published, {first['published_model']} ({first['published_source']})",
             *(number(value, percent=True) for value in regimes["published_mean"]),
         ]),
         "",
@@ -128,12 +134,14 @@ def _beside_published(folder: Path) -> str:
     cells: dict[tuple[str, str, int], dict[str, str]] = {}
     for rule in RULES:
         table = _of_that_training(folder, f"acceptance_{rule}")
-        table = table[(table["protocol"] == "code") & table["K"].isin(COMPARED) & table["published_mean"].notna()]
+        cited = set(table.loc[table["published_mean"].notna(), "predictor"])
+        table = table[(table["protocol"] == "code") & table["K"].isin(COMPARED) & table["predictor"].isin(cited)]
+        table = table[table["published_mean"].notna() | (table["regime"] == ALL)]
         for cell in table.to_dict("records"):
             low, high = (number(cell[end], percent=True) for end in ("ci_low", "ci_high"))
-            ours = number(cell["mean"], percent=True) + (f" [{low}, {high}]" if low else "")
+            ours = number(cell["mean"], percent=True) + (f" [{low}, {high}]" if low else "") or "none in it"
             row = cells.setdefault((rule, cell["regime"], cell["K"]), {})
-            row[cell["predictor"]] = f"{ours} / {number(cell['published_mean'], percent=True)}"
+            row[cell["predictor"]] = f"{ours} / {number(cell['published_mean'], percent=True) or '-'}"
     names = list(dict.fromkeys(name for row in cells.values() for name in row))
     lines += [
         line_of(["rule", "regime", "K", *(f"`{name}`" for name in names)]),

@@ -291,6 +291,11 @@ class CheckpointConfig:
     every_s: float | None = bounded(60.0, least=0)
     every_steps: int | None = bounded(None, least=1)
 
+    def due(self, step: int, since_s: float) -> bool:
+        """Whether a checkpoint is due, by steps or by seconds since the last."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or (self.every_s is not None and since_s >= self.every_s)
+
 
 @dataclass
 class WandbConfig:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from leapbench.config.arms import SEQUENTIAL, source_of
 from leapbench.figures.style import (
+    as_mean,
     grid,
     mean_over,
     plain_log,
@@ -42,7 +43,7 @@ def arms(frame: pd.DataFrame, name: str) -> Figure | None:
     for arm, rows in late.groupby("arm", sort=False):
         # Where an arm has several rows in a place (microbatches, timings, rates), each is a point of its own.
         rows = rows.sort_values("stages")
-        means = _means(rows, "loss_nats")
+        means = as_mean(rows, "loss_nats")
         line = "-" if rows["stages"].is_unique else "none"
         with_interval(loss, rows["stages"].to_numpy(dtype=float), means, *styles[_label(str(arm))], line)
         colour, marker = styles[_label(str(arm))]
@@ -82,18 +83,13 @@ def reconstruction(frame: pd.DataFrame, name: str) -> Figure | None:
             # Of several trainings that a form was measured on, that with exact stashing if there is one.
             trained = line[line["arm"] == "stash"] if (line["arm"] == "stash").any() else line
             trained = trained.sort_values("delay").drop_duplicates("delay")
-            means = _means(trained, "error_ratio")
+            means = as_mean(trained, "error_ratio")
             with_interval(ax, trained["delay"].to_numpy(dtype=float), means, *styles[_label(str(form))], "-")
     plain_log(axes[0][0])
     axes[0][0].set_ylabel("error / drift over d updates")
     predictor_legend(figure, list(styles))
     titled(figure, f"Reconstruction error: {name}\n{mean_over(measured)}; dashed: the newest weights; {INFERRED}")
     return figure
-
-
-def _means(rows: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows with one measure under the names that are drawn."""
-    return rows.rename(columns={name: "mean", f"{name}_ci_low": "ci_low", f"{name}_ci_high": "ci_high"})
 
 
 def _label(arm: str) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from leapbench.figures.style import (
+    as_mean,
     grid,
     mean_over,
     plain_log,
@@ -51,16 +53,13 @@ def learning_rates(frame: pd.DataFrame, name: str) -> Figure | None:
     predictors, horizons = predictors_of(rows), sorted(rows["K"].unique())
     styles = predictor_styles(predictors)
     figure, axes = grid(len(WORDS), len(horizons), 3.2, 2.6, sharey=False)
-    rates = sorted(rows["lr"].unique())
     for K, ax in zip(horizons, axes[0], strict=True):
         ax.set_title(f"K = {K}")
     for ax in axes[-1]:
         ax.set_xlabel("peak learning rate")
     for panels, (measure, words) in zip(axes, WORDS.items(), strict=True):
         for ax, K in zip(panels, horizons, strict=True):
-            ax.set_xscale("log")
-            ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right")
-            ax.set_xticks([], minor=True)
+            _rate_axis(ax, rows)
             if measure == "skill":
                 ax.set_yscale("symlog", linthresh=1)
             if measure == "distance_ratio":
@@ -95,17 +94,13 @@ def factors_at_rates(frame: pd.DataFrame, name: str) -> Figure | None:
     looks = _looks(lines)
     for ax, reference in zip(axes, (SAME, BEST), strict=True):
         panel = lines[lines["reference"] == reference]
-        ax.set_xscale("log")
+        _rate_axis(ax, frame)
         plain_log(ax)
-        rates = sorted(frame["lr"].unique())
-        ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right")
-        ax.set_xticks([], minor=True)
         ax.axhline(1, **STAYING, lw=1.2)
         ax.axvline(float(plain["lr"].iloc[0]), **BEST_RATE)
         for row, group in panel.groupby("row", sort=False):
             group = group.sort_values("lr")
-            cells = group.rename(columns={FACTOR: "mean", f"{FACTOR}_ci_low": "ci_low", f"{FACTOR}_ci_high": "ci_high"})
-            with_interval(ax, group["lr"].to_numpy(dtype=float), cells, *looks[str(row)], "-")
+            with_interval(ax, group["lr"].to_numpy(dtype=float), as_mean(group, FACTOR), *looks[str(row)], "-")
             for side, marker, end in (("below", "v", "_least"), ("above", "^", "_most")):
                 out = group[group["outside"] == side]
                 ax.plot(out["lr"], out[f"{FACTOR}{end}"], marker, mfc="white", color=looks[str(row)][0], ms=5)
@@ -118,6 +113,14 @@ def factors_at_rates(frame: pd.DataFrame, name: str) -> Figure | None:
     means = mean_over(frame, mean="factor of the means", bars="95 % bootstrap interval")
     titled(figure, f"What leaping is worth: {name}\n{means}; hollow: beyond the reference curve")
     return figure
+
+
+def _rate_axis(ax: Axes, rows: pd.DataFrame) -> None:
+    """A logarithmic axis with a tick at every rate."""
+    rates = sorted(rows["lr"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=45, ha="right")
+    ax.set_xticks([], minor=True)
 
 
 def _looks(lines: pd.DataFrame) -> dict[str, tuple[str, str]]:

@@ -94,6 +94,11 @@ def with_interval(ax: Axes, x: np.ndarray, cells: pd.DataFrame, colour: str, mar
     ax.vlines(x, cells["ci_low"], cells["ci_high"], color=colour, lw=1.1)
 
 
+def as_mean(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows with one measure, `name`, `name`_ci_low and `name`_ci_high, as :func:`with_interval` reads it."""
+    return rows.rename(columns={name: "mean", f"{name}_ci_low": "ci_low", f"{name}_ci_high": "ci_high"})
+
+
 def mark_at_top(ax: Axes, x: Iterable[float], colour: str) -> None:
     """Crosses at the upper edge: here a value was not finite."""
     x = np.asarray(list(x), dtype=float)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leapbench.config.groups import CheckpointConfig
 from leapbench.meta.library import Library
 from leapbench.meta.questions import Question
 from leapbench.meta.settings import MetaConfig
@@ -80,7 +79,7 @@ class Learning:
                     bar.update(self.step)
                     self.seconds = time.monotonic() - began
                     if self.step < config.steps and (
-                        stop.asked or _due(config.checkpoint, self.step, time.monotonic() - saved)
+                        stop.asked or config.checkpoint.due(self.step, time.monotonic() - saved)
                     ):
                         self._save()
                         saved = time.monotonic()
@@ -164,11 +163,6 @@ def exam_of(question: Question, draws: Sequence[Draw]) -> dict[str, float]:
             changes += float(wanted.abs().sum())
             count += wanted.numel()
     return {"loss": errors / count, "no_change": changes / count}
-
-
-def _due(config: CheckpointConfig, step: int, since_s: float) -> bool:
-    by_steps = config.every_steps is not None and step % config.every_steps == 0
-    return by_steps or (config.every_s is not None and since_s >= config.every_s)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leapbench.names import SUMMARY, Status
+from leapbench.names import ENDS, SUMMARY, Status
 from leapbench.records.files import whole
 from leapbench.records.rows import RecordError
 from leapbench.records.seal import SEALED, check, contents
 
 SUFFIX = ".tar.xz"
-KEPT = (Status.completed, Status.diverged, Status.skipped)
+KEPT = tuple(status for status in ENDS if status != Status.failed)
 NAMES = (*SEALED, SUMMARY)
 
 

@@ -67,10 +67,12 @@ class Suite:
 
     def part(self, mode: str) -> Suite:
         """The runs of one mode, and those that were killed before they wrote theirs."""
-        runs = self.runs[self.runs["mode"].isin([mode, ""])].reset_index(drop=True)
-        return replace(
-            self, runs=runs, configs={name: self.configs[name] for name in runs["run_id"] if name in self.configs}
-        )
+        return self.only(self.runs[self.runs["mode"].isin([mode, ""])])
+
+    def only(self, runs: pd.DataFrame) -> Suite:
+        """The suite with some of its runs."""
+        configs = {name: self.configs[name] for name in runs["run_id"] if name in self.configs}
+        return replace(self, runs=runs.reset_index(drop=True), configs=configs)
 
     @cached_property
     def evals(self) -> pd.DataFrame:

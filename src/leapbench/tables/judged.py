@@ -6,7 +6,7 @@ Plain training is no predictor, no wrapper. At several budgets it makes the refe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -147,11 +147,7 @@ def _facts(science: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judged(suite: Suite, key: dict[str, Any], facts: pd.DataFrame, cost: Cost, plan: Intended) -> Judged:
-    wanted = suite.runs["run_id"].isin(facts["run_id"])
-    section = replace(
-        suite, runs=suite.runs[wanted].reset_index(drop=True),
-        configs={name: suite.configs[name] for name in facts["run_id"]},
-    )  # fmt: skip
+    section = suite.only(suite.runs[suite.runs["run_id"].isin(facts["run_id"])])
     runs = methods(section).merge(facts[["run_id", "budget", "plain", "wrapper", "floor"]], on="run_id")
     runs = runs.merge(section.runs[["run_id", "trajectory"]], on="run_id")
     runs["seed"] = runs["seed"].astype(int)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -49,8 +48,8 @@ def learning_rate_factors(suite: Suite, cost: Cost) -> Table:
     plain = suite.runs[suite.runs["predictor"] == BASELINE]
     for lr in sorted(set(suite.runs["lr"].dropna().astype(float))):
         runs, others = suite.runs[suite.runs["lr"] == lr], plain[plain["lr"] != lr]
-        same = {part.name: part for part in judged(_part(suite, runs), cost, Intended())}
-        best = {part.name: part for part in judged(_part(suite, pd.concat([runs, others])), cost, Intended())}
+        same = {part.name: part for part in judged(suite.only(runs), cost, Intended())}
+        best = {part.name: part for part in judged(suite.only(pd.concat([runs, others])), cost, Intended())}
         for name, part in same.items():
             rows += [{**row, "lr": lr} for row in _rows(part, best[name])]
             problems |= dict.fromkeys(f"lr {lr:g}: {line}" for line in part.problems)
@@ -71,12 +70,6 @@ def _rows(same: Judged, best: Judged) -> list[dict[str, Any]]:
             if (name, reference) != (PLAIN, SAME):
                 rows.append({**same.key, **row_of(part, shown, runs), "reference": reference})
     return rows
-
-
-def _part(suite: Suite, runs: pd.DataFrame) -> Suite:
-    """The suite with these runs alone."""
-    configs = {name: suite.configs[name] for name in runs["run_id"] if name in suite.configs}
-    return replace(suite, runs=runs.reset_index(drop=True), configs=configs)
 
 
 def _body(part: pd.DataFrame, brief: bool) -> pd.DataFrame:

@@ -116,7 +116,7 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         if mean_loss is not None:
             clock.enter("other")
             folder.flush()
-        if position < steps and (stop.asked or due(config, step, time.monotonic() - last_saved_s)):
+        if position < steps and (stop.asked or config.checkpoint.due(step, time.monotonic() - last_saved_s)):
             clock.enter("other")
             recording.flush()
             folder.save_checkpoint(
@@ -134,12 +134,6 @@ def train(config: RunConfig, workload: Workload, folder: RunFolder, logger: Logg
         return summary(Status.diverged, f"the loss became {scores.losses[VALIDATION]} by step {step}")
     recording.finish(schedule, workload.sha256)
     return summary(Status.completed, None)
-
-
-def due(config: RunConfig, step: int, since_s: float) -> bool:
-    """Whether a checkpoint is due, by steps or by seconds since the last."""
-    by_steps, by_time = config.checkpoint.every_steps, config.checkpoint.every_s
-    return (by_steps is not None and step % by_steps == 0) or (by_time is not None and since_s >= by_time)
 
 
 def set_rng(seed: int) -> None:

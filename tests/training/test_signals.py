@@ -141,28 +141,36 @@ def test_ctrl_c_while_a_checkpoint_is_written(fresh_lab, monkeypatch, handlers, 
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])
-def test_asked_to_stop_at_random_moments(fresh_lab, handlers, kind):
+def test_asked_to_stop_at_random_moments(fresh_lab, monkeypatch, handlers, kind):
     """The short version of checks/interrupts.py."""
     handlers_of = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
     signal.signal(kind, handlers_of[kind])
     extra = ("predictor=[linear,momentum]", *DROPOUT, "checkpoint.every_s=null", "checkpoint.every_steps=1")
-    began = time.monotonic()
     expected = records(run(fresh_lab.config(*extra, "suite=whole")).folder)
-    took_s, config, rng, stopped = time.monotonic() - began, fresh_lab.config(*extra), random.Random(7), 0
-    for _ in range(100):
-        timer = threading.Timer(rng.uniform(0.3, 0.9) * took_s, os.kill, (os.getpid(), kind))
-        try:
-            timer.start()
-            end = run(config)
-            timer.cancel()
-            timer.join()
-            break
-        except (KeyboardInterrupt, Terminated):
-            stopped += 1
-            assert not (config.folder / LOCK).exists()
-            if (config.folder / SUMMARY).exists():  # it came when the run had just ended
-                assert json.loads((config.folder / SUMMARY).read_text())["status"] == "completed"
-    assert stopped and end.status == "completed"
+    config, rng, stopped, timers, left = fresh_lab.config(*extra), random.Random(7), 0, [], 0
+
+    def at(workload, index):
+        """Ask for the stop in the `left`-th step of this attempt, or in the checkpoint after it."""
+        nonlocal left
+        left -= 1
+        if left == 0:
+            timers.append(threading.Timer(rng.uniform(0.0, 0.05), os.kill, (os.getpid(), kind)))
+            timers[-1].start()
+
+    with captured(monkeypatch, at):
+        for _ in range(24):  # an attempt makes at least one of the 24 steps
+            left = rng.randint(1, 8)
+            try:
+                end = run(config)
+                if left <= 0:
+                    timers[-1].join()
+                break
+            except (KeyboardInterrupt, Terminated):
+                stopped += 1
+                assert not (config.folder / LOCK).exists()
+                if (config.folder / SUMMARY).exists():  # it came when the run had just ended
+                    assert json.loads((config.folder / SUMMARY).read_text())["status"] == "completed"
+    assert stopped >= 2 and end.status == "completed"
     assert records(config.folder) == expected
 
 

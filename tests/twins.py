@@ -198,6 +198,51 @@ def tail_average(theta: Array, advance: Advance, steps: int, n: int, k: int | No
     return trail
 
 
+def growing_average(theta: Array, advance: Advance, steps: int, g: int, wider: int | None = None, c: float = 0) -> Trail:
+    """With `wider`, that average's line is followed by c of the narrow one's lag."""
+
+    def mean(seen: list[Array], g: int) -> tuple[Array, float]:
+        weights = [math.prod(range(i, i + g)) for i in range(1, len(seen) + 1)]
+        ages = [w * (len(seen) - i) for i, w in enumerate(weights, start=1)]
+        return sum(w * x for w, x in zip(weights, seen, strict=True)) / sum(weights), sum(ages) / sum(weights)
+
+    seen, trail = [], []
+    for t in range(steps):
+        theta = advance(theta, t)
+        seen.append(theta)
+        (narrow, lag), (wide, longer) = mean(seen, g), mean(seen, g if wider is None else wider)
+        trail.append((theta, narrow if t == 0 or not c else narrow + c * (narrow - wide) * lag / (longer - lag)))
+    return trail
+
+
+def orthogonal(
+    theta: Array, advance: Advance, steps: int, every: int, shapes: list[tuple[int, ...]], flat: bool, even: bool
+) -> Trail:
+    """By singular value decompositions; the first two of `shapes` are hidden matrices."""
+    start, squares, trail = theta, {}, []
+    places = np.cumsum([0, *(math.prod(shape) for shape in shapes)])
+    for t in range(steps):
+        theta = advance(theta, t).copy()
+        if (t + 1) % every == 0:
+            for number, shape in enumerate(shapes[:2]):
+                place = slice(places[number], places[number + 1])
+                d = (theta - start)[place].reshape(shape)
+                u, s, vt = np.linalg.svd(d, full_matrices=False)
+                s = s / np.linalg.norm(s)
+                for _ in range(5):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                e = u @ np.diag(s) @ vt if flat else d
+                if even:
+                    axis = 0 if shape[1] > shape[0] else 1  # over which a neuron's elements run
+                    now = (e**2).mean(axis)
+                    squares[number] = 0.95 * squares[number] + 0.05 * now if number in squares else now
+                    e = e / np.sqrt(np.expand_dims(squares[number], axis))
+                theta[place] = start[place] + (e * np.linalg.norm(d) / np.linalg.norm(e)).ravel()
+            start = theta
+        trail.append((theta, theta))
+    return trail
+
+
 # ---- what twins and predictors are compared on -----------------------------------------------------------------------
 
 SHAPES = {"a": (7, 5), "still": (3,), "b": (4, 2, 3), "scalar": ()}

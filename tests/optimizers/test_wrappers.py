@@ -19,8 +19,10 @@ from leapbench.names import EVALS, PROJECT, SUMMARY, VERIFICATION
 from leapbench.optimizers.adamw import AdamW
 from leapbench.optimizers.ema import Ema
 from leapbench.optimizers.ema_nesterov import EmaNesterov
+from leapbench.optimizers.growing_average import GrowingAverage
 from leapbench.optimizers.lookahead import Lookahead
 from leapbench.optimizers.muon import Muon
+from leapbench.optimizers.orthogonal import Orthogonal
 from leapbench.optimizers.schedule_free import ScheduleFree
 from leapbench.optimizers.sgd import Sgd
 from leapbench.optimizers.snoo import Snoo
@@ -104,6 +106,28 @@ def plain(optimizer):
     return flat(model).numpy(), advance
 
 
+def moved(optimizer, weights):
+    """The narrow one of two averages, moved on by 0.7 of its lag."""
+    wrapper = GrowingAverage(optimizer, weights, powers=[2, 5])
+    wrapper.chosen = 1, 0.7
+    return wrapper
+
+
+def exact(**constants):
+    """Without rounding to bfloat16, every 4 steps, and without averages."""
+
+    def make(optimizer, weights):
+        wrapper = Orthogonal(optimizer, weights, every=4, powers=[], **constants)
+        wrapper.dtype = torch.float64
+        return wrapper
+
+    return make
+
+
+def orthogonal(flat, even):
+    return exact(flat=flat, even=even), lambda x, go: twins.orthogonal(x, go, STEPS, 4, [(3, 5), (5, 2)], flat, even)
+
+
 TWINS = {
     "lookahead": (
         lambda o, w: Lookahead(o, w, every=4, alpha=0.3), lambda x, go: twins.lookahead(x, go, STEPS, 4, 0.3)
@@ -126,6 +150,13 @@ TWINS = {
         lambda o, w: TailAverage(o, w, every=2, last=None, start=9),
         lambda x, go: twins.tail_average(x, go, STEPS, 2, None, 9),
     ),
+    "growing_average": (
+        lambda o, w: GrowingAverage(o, w, powers=[3]), lambda x, go: twins.growing_average(x, go, STEPS, 3)
+    ),
+    "growing_average, moved": (moved, lambda x, go: twins.growing_average(x, go, STEPS, 5, 2, 0.7)),
+    "orthogonal": orthogonal(flat=True, even=True),
+    "orthogonal, singular values alone": orthogonal(flat=True, even=False),
+    "orthogonal, neurons alone": orthogonal(flat=False, even=True),
 }  # fmt: skip
 
 
@@ -267,6 +298,53 @@ def test_a_loss_that_is_no_number_is_never_the_lowest(averages):
     assert wrapper.chosen == 0.5
 
 
+@pytest.mark.parametrize(("target", "index"), [(4.0, 0), (2.8, 1), (3.1, 2), (3.5, 3), (3.9, 4), (9.0, 5)])
+def test_growing_averages_are_moved_on_where_that_is_better(averages, target, index):
+    _, weights, other = averages
+    wrapper = GrowingAverage(other.optimizer, weights, powers=[1, 2], moves=[0.5, 1.0, 4.0])
+    asked = []
+
+    def loss(vector):
+        asked.append(float(vector))
+        return abs(asked[-1] - target)
+
+    wrapper.choose(lambda vector: pytest.fail("there is nothing to choose from"))
+    for value in (1.0, 2.0, 4.0):
+        weights.vector.fill_(value)
+        wrapper.after_step()
+    wrapper.choose(loss)
+    wide, narrow = (1 + 2 * 2 + 3 * 4) / 6, (2 + 6 * 2 + 12 * 4) / 20
+    lags = 2 / 3, 2 / 4
+    moves = [narrow + c * (narrow - wide) * lags[1] / (lags[0] - lags[1]) for c in (0.5, 1.0, 4.0)]
+    values = [4.0, wide, narrow, *moves]
+    assert asked == pytest.approx(values)
+    assert index == min(range(6), key=lambda i: abs(values[i] - target))
+    handed = wrapper.scored()
+    assert (4.0 if handed is None else float(handed)) == pytest.approx(values[index])
+
+
+def test_a_displacement_keeps_its_length_and_loses_its_shape():
+    """At the size of real matrices, in bfloat16."""
+    model = torch.nn.ModuleDict({"wte": torch.nn.Linear(48, 32), "layer": torch.nn.Linear(48, 96, bias=False)})
+    weights = FlatWeights.of(model)
+    optimizer = AdamW(weights.named_parameters(), 0.01)
+    wrapper = Orthogonal(optimizer, weights, every=1, even=False, powers=[])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    kick = torch.randn(weights.vector.shape, generator=torch.Generator().manual_seed(0)).pow(3)
+    weights.vector.add_(kick)
+    after = {name: p.detach().clone() for name, p in model.named_parameters()}
+    wrapper.after_step()
+    for name, p in model.named_parameters():
+        if name.startswith("wte"):
+            assert torch.equal(p, after[name])
+            continue
+        old, new = after[name] - before[name], (p - before[name]).detach()
+        assert float(new.norm()) == pytest.approx(float(old.norm()), rel=1e-5)
+        (spread_old, spread_new) = (torch.linalg.svdvals(d) for d in (old, new))
+        assert spread_new.max() / spread_new.min() < 2.2 < 4 < spread_old.max() / spread_old.min()
+        assert float((old * new).sum()) > 0.5 * float(old.norm() * new.norm())
+
+
 def test_one_average_is_no_choice(averages):
     _, weights, several = averages
     assert several.chooses and not Ema(several.optimizer, weights, [0.5]).chooses
@@ -399,6 +477,11 @@ def test_a_state_is_plain_data_and_tensors(name, tmp_path):
         ("wrapper=ema_nesterov wrapper.gamma=1", "gamma=1 must be 0 or more, below 1"),
         ("wrapper=ema_nesterov wrapper.beta=-0.1", "beta=-0.1 must be 0 or more"),
         ("wrapper=schedule_free wrapper.power=-1", "power=-1 must be 0 or more"),
+        ("wrapper=growing_average wrapper.powers=[20,8]", r"powers=\[20, 8\] must rise, as in \[8, 20\]"),
+        ("wrapper=growing_average wrapper.powers=[-1]", "powers=-1 must be 0 or more"),
+        ("wrapper=growing_average wrapper.moves=1", r"moves=1 must be a list of numbers, as in \[8, 20\]"),
+        ("wrapper=orthogonal wrapper.every=0", "every=0 must be 1 or more"),
+        ("wrapper=orthogonal wrapper.precision=float16", "precision=float16 is unknown; use float32 or bfloat16"),
         ("wrapper=tail_average wrapper.last=0", "last=0 must be 1 or more"),
         ("wrapper=tail_average wrapper.start=x", "start='x' must be a whole number, 0 or more"),
     ],

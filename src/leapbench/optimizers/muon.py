@@ -12,6 +12,15 @@ from leapbench.optimizers._eager import Eager, unguarded
 from leapbench.optimizers.adamw import AdamW
 
 
+# In the name of a matrix that is not hidden: an embedding, or the output layer.
+NOT_HIDDEN = ("wte", "wpe", "embed", "head", "classifier")
+
+
+def is_hidden(name: str, dimensions: int, not_hidden: Sequence[str] = NOT_HIDDEN) -> bool:
+    """Whether a parameter is a matrix between a network's embeddings and its output layer."""
+    return dimensions == 2 and not any(word in name for word in not_hidden)
+
+
 class _Matrices(Eager, torch.optim.Muon):
     step = torch.no_grad()(unguarded(torch.optim.Muon.step))
 
@@ -43,9 +52,9 @@ class Muon(Eager, torch.optim.Optimizer):
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
-        not_hidden: Sequence[str] = ("wte", "wpe", "embed", "head", "classifier"),
+        not_hidden: Sequence[str] = NOT_HIDDEN,
     ) -> None:
-        hidden = {name for name, p in parameters if p.ndim == 2 and not any(word in name for word in not_hidden)}
+        hidden = {name for name, p in parameters if is_hidden(name, p.ndim, not_hidden)}
         matrices = [p for name, p in parameters if name in hidden]
         rest = [(name, p) for name, p in parameters if name not in hidden]
         if not matrices:

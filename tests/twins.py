@@ -198,7 +198,9 @@ def tail_average(theta: Array, advance: Advance, steps: int, n: int, k: int | No
     return trail
 
 
-def growing_average(theta: Array, advance: Advance, steps: int, g: int, wider: int | None = None, c: float = 0) -> Trail:
+def growing_average(
+    theta: Array, advance: Advance, steps: int, g: int, wider: int | None = None, c: float = 0
+) -> Trail:
     """With `wider`, that average's line is followed by c of the narrow one's lag."""
 
     def mean(seen: list[Array], g: int) -> tuple[Array, float]:

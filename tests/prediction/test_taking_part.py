@@ -236,7 +236,7 @@ MISTAKES = {
     ),
     "no such wrapper": (
         lambda: trained("lookahed"), ValueError,
-        r"wrapper=lookahed is unknown \(did you mean lookahead\?\); use ema, ema_nesterov, lookahead",
+        r"wrapper=lookahed is unknown \(did you mean lookahead\?\); use ema, ema_nesterov, growing_average, lookahead",
     ),
     "a base optimizer": (lambda: trained("muon"), ValueError, "wrapper=muon is unknown.*; use ema,"),
     "a class": (

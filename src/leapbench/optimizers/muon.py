@@ -11,7 +11,6 @@ from torch import nn
 from leapbench.optimizers._eager import Eager, unguarded
 from leapbench.optimizers.adamw import AdamW
 
-
 # In the name of a matrix that is not hidden: an embedding, or the output layer.
 NOT_HIDDEN = ("wte", "wpe", "embed", "head", "classifier")
 

@@ -72,8 +72,10 @@ def test_arms_are_compared_with_the_same_seeds_without_delay_and_with_stashing(s
 
 
 def test_the_documents_show_the_arms(suite, published, tmp_path):
-    table = next(table for table in tables.build(suite, published) if table.name == "pipeline")
-    tables.write(table, suite, tmp_path)
+    made = {table.name: table for table in tables.build(suite, published)}
+    for table in made.values():
+        tables.write(table, suite, tmp_path)
+    table = made["pipeline"]
     text = pipeline_headline(tmp_path, ["0123abc"])
     frame = table.frame.set_index(["arm", "stages"])
     assert "reconstruction at its best (`ema_pipeline/ramp`)" in text and "(`linear+stash`)" in text
@@ -81,6 +83,12 @@ def test_the_documents_show_the_arms(suite, published, tmp_path):
         cells = next(line for line in text.splitlines() if line.startswith(f"| `{arm}` |")).split("|")
         assert float(cells[4].split()[0]) == pytest.approx(frame.loc[(arm, 4), "over_sequential"], abs=1e-3)
     assert "Runs" not in text and "runs of commit `0123abc`" in text
+    errors = made["reconstruction"].frame.set_index(["stages", "arm", "form", "delay"])["error_ratio"]
+    for form in ("ema_pipeline/ramp", "ema_pipeline/centre"):
+        line = [line for line in text.splitlines() if line.startswith(f"| `{form}` |")][-1]
+        for delay, cell in zip((2, 4, 6), line.split("|")[3:], strict=False):
+            assert float(cell.strip(" *")) == pytest.approx(errors[(4, "stash", form, delay)], abs=1e-3)
+    assert "Trained with 4 stages these 1 forms" in text
 
 
 def test_errors_are_shown_per_delay_and_form(suite, published):

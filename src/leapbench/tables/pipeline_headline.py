@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from leapbench.config.arms import AVERAGING, SEQUENTIAL, source_of
+from leapbench.config.arms import AVERAGING, COEFFICIENTS, SEQUENTIAL, source_of
+from leapbench.config.choices import Coefficient, Versions
 from leapbench.tables import stats
 from leapbench.tables.numbers import commit_names, interval, line_of, number
 from leapbench.tables.pipeline import STASH
 
 
 def pipeline_headline(folder: Path, commits: list[str]) -> str:
-    """The answer in two sentences, then a row per arm with its loss over that without delay, by number of stages.
+    """The answer in two sentences, a row per arm with its loss over that without delay, a row per moving average.
 
     Args:
-        folder: results/tables/<suite>, with pipeline.csv of one workload.
+        folder: results/tables/<suite>, with pipeline.csv and reconstruction.csv of one workload.
         commits: whose runs the table was made from.
     """
     frame = pd.read_csv(folder / "pipeline.csv", keep_default_na=False, na_values=[""])
@@ -59,4 +60,39 @@ def pipeline_headline(folder: Path, commits: list[str]) -> str:
         f"{stats.RATIO_INTERVAL}. *Memory*: weights beyond the live ones. The whole tables: "
         f"[{folder.name}](../results/tables/{folder.name}/README.md).",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_averages(folder, late)])
+
+
+def _averages(folder: Path, late: pd.DataFrame) -> list[str]:
+    """How well each form of `ema_pipeline` reconstructs on the trajectory of exact stashing; nothing if none is there.
+
+    Args:
+        late: pipeline.csv without the row that has no delay.
+    """
+    begin = f"{Versions.ema_pipeline}/"
+    frame = pd.read_csv(folder / "reconstruction.csv", keep_default_na=False, na_values=[""])
+    frame = frame[(frame["arm"] == STASH) & frame["form"].str.startswith(begin)]
+    if frame.empty:
+        return []
+    frame = frame[frame["stages"] == frame["stages"].max()]
+    delays = sorted(frame["delay"].unique())
+    best = frame.loc[frame.groupby("delay")["error_ratio"].idxmin()].set_index("delay")["form"]
+    lines = [
+        "",
+        line_of(["moving average", "coefficient b, INFERRED", *(f"d = {delay}" for delay in delays)]),
+        line_of([":--", ":--", *["--:"] * len(delays)]),
+    ]
+    for form, rows in frame.groupby("form", sort=False):
+        by = rows.set_index("delay")["error_ratio"]
+        cells = [f"**{number(by[d])}**" if best[d] == form else number(by[d]) for d in delays]
+        lines.append(line_of([f"`{form}`", COEFFICIENTS[Coefficient(str(form).removeprefix(begin))], *cells]))
+    trained = late[late["arm"].str.startswith(begin)].groupby("stages")
+    stages, arms = max(trained, key=lambda item: len(item[1]))
+    spread = f"{number(arms['over_stash'].min())} to {number(arms['over_stash'].max())}"
+    return [
+        *lines,
+        "",
+        f"Distance of the reconstructed weights from those of d updates ago, over that of the newest ones, on the "
+        f"trajectory of exact stashing with {frame['stages'].iloc[0]} stages; the smallest in bold. Trained with "
+        f"{stages} stages these {len(arms)} forms end at {spread} times the loss of exact stashing.",
+    ]

@@ -17,11 +17,13 @@ from helpers import (
     rows,
 )
 from leapbench.bench.costs import variants
+from leapbench.config.remarks import remark
 from leapbench.names import EVALS, LEAPS, PIPELINE, PROPOSALS
 from leapbench.prediction.clock import Clock
 from leapbench.prediction.distance import DistanceToTruth
 from leapbench.prediction.predictor import Predictor
 from leapbench.prediction.wrapper import names as wrappers
+from leapbench.training.prepare import say_if_slow
 from leapbench.training.run import run
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -151,3 +153,13 @@ def test_a_pipeline_trains_there_as_here(lab, device, precision):
     for stream, column in ((EVALS, "loss_nats"), (PIPELINE, "drift_l2")):
         torch.testing.assert_close(losses(there, stream, column), losses(here, stream, column), rtol=tolerance,
                                    atol=tolerance, equal_nan=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(("took", "said"), [(5.0, True), (3.0, False)])
+def test_a_type_that_the_processor_does_not_know_is_slow_aloud(monkeypatch, capsys, took, said):
+    seconds = iter([0.0, 1.0, 1.0, 1.0 + took])
+    monkeypatch.setattr("leapbench.training.prepare.time.perf_counter", lambda: next(seconds))
+    remark.cache_clear()
+    say_if_slow(torch.bfloat16)
+    line = "train.precision=bfloat16: this processor takes 5 times as long for a product of matrices in bfloat16 as in"
+    assert (line in capsys.readouterr().err) == said

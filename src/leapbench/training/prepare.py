@@ -5,15 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from dataclasses import dataclass
 
 import torch
 
+from leapbench.config.choices import Precision
 from leapbench.config.errors import ConfigError, complaint
+from leapbench.config.remarks import remark
 from leapbench.config.schema import RunConfig
 from leapbench.names import CONTROLS
 from leapbench.training.parts import check_contexts, try_out, unusable
 
+SLOW = 4.0  # times as long as in float32
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3), from malloc.h
 
 
@@ -40,6 +44,8 @@ def prepare(config: RunConfig) -> Prepared:
     device = pick_device(config.device)
     use_threads(config.threads, device)
     keep_memory(device)
+    if config.train.precision == Precision.bfloat16 and device.type == "cpu":
+        say_if_slow(torch.bfloat16)
     if config.history_device:
         pick_device(config.history_device, "history_device")
     skipped = unusable(config)
@@ -83,6 +89,27 @@ def use_threads(threads: int, device: torch.device) -> None:
         raise ConfigError(f"threads={threads} is more than this machine's {cores} cores; use threads={cores} at most")
     if device.type == "cpu":
         torch.set_num_threads(threads)
+
+
+def say_if_slow(dtype: torch.dtype) -> None:
+    """Time a product of matrices on the CPU, and say so if it takes several times as long as in float32.
+
+    Processors without instructions for a type compute it element by element, tens of times slower, without a word.
+    """
+    taken = {}
+    for kind in (torch.float32, dtype):
+        matrix = torch.ones(256, 256, dtype=kind)
+        matrix @ matrix
+        began = time.perf_counter()
+        matrix @ matrix
+        taken[kind] = time.perf_counter() - began
+    times = taken[dtype] / taken[torch.float32]
+    if times > SLOW:
+        name = str(dtype).removeprefix("torch.")
+        remark(
+            f"train.precision={name}: this processor takes {times:.0f} times as long for a product of matrices in "
+            f"{name} as in float32; use train.precision=float32, or a machine with instructions for {name}"
+        )
 
 
 def keep_memory(device: torch.device) -> None:

@@ -40,6 +40,9 @@ def pipeline_headline(folder: Path, commits: list[str]) -> str:
                 f"of exact stashing{memory}"
             )
     first = frame.iloc[0]
+    without = " or ".join(f"{lr:g}" for lr in frame.loc[frame["arm"] == SEQUENTIAL, "lr"])
+    stashed = late[late["arm"] == STASH]
+    rates = " and ".join(f"{row['lr']:g} in {row['stages']} stages" for row in stashed.to_dict("records"))
     lines = [
         f"**With {stages[-1]} stages {'; '.join(answers)}.**",
         "",
@@ -55,8 +58,8 @@ def pipeline_headline(folder: Path, commits: list[str]) -> str:
     lines += [
         "",
         f"Final validation loss over that of the same seeds without delay; below 1 is better than without. Every arm "
-        f"has its own learning rate, found with as many trials. {first['model']} on {first['dataset']}, "
-        f"{first['total_steps']} steps, {frame['n_seeds'].max()} seeds, runs of {commit_names(commits)}; "
+        f"has its own learning rate, found with as many trials; without delay it is {without}, with exact stashing "
+        f"{rates}. {first['model']} on {first['dataset']}, {first['total_steps']} steps, {frame['n_seeds'].max()} seeds, runs of {commit_names(commits)}; "
         f"{stats.RATIO_INTERVAL}. *Memory*: weights beyond the live ones. The whole tables: "
         f"[{folder.name}](../results/tables/{folder.name}/README.md).",
     ]

@@ -59,7 +59,8 @@ def pipeline_headline(folder: Path, commits: list[str]) -> str:
         "",
         f"Final validation loss over that of the same seeds without delay; below 1 is better than without. Every arm "
         f"has its own learning rate, found with as many trials; without delay it is {without}, with exact stashing "
-        f"{rates}. {first['model']} on {first['dataset']}, {first['total_steps']} steps, {frame['n_seeds'].max()} seeds, runs of {commit_names(commits)}; "
+        f"{rates}. {first['model']} on {first['dataset']}, {first['total_steps']} steps, "
+        f"{frame['n_seeds'].max()} seeds, runs of {commit_names(commits)}; "
         f"{stats.RATIO_INTERVAL}. *Memory*: weights beyond the live ones. The whole tables: "
         f"[{folder.name}](../results/tables/{folder.name}/README.md).",
     ]

@@ -84,7 +84,7 @@ META = (
     "validation.windows=1", "device=cpu", "progress=false",
 )  # fmt: skip
 # Lines that a training may put on stderr though nothing is wrong.
-REMARKS = ("wandb: ", "regime=published: nothing is calibrated")
+REMARKS = ("wandb: ", "regime=published: nothing is calibrated", "train.precision=bfloat16: this processor takes")
 # What is appended beside, or in place of, TEXT and STEPS.
 APPENDED: dict[str, tuple[str, ...]] = {
     "make demo": (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leapbench.optimizers._settings import number
+from leapbench.optimizers._settings import numbers
 from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.weights import FlatWeights
 
@@ -38,9 +38,7 @@ class Ema(Wrapper):
         self, optimizer: torch.optim.Optimizer, weights: FlatWeights, decays: Sequence[float] = (0.98, 0.99, 0.995)
     ) -> None:
         super().__init__(optimizer, weights)
-        if isinstance(decays, str) or not isinstance(decays, Sequence):
-            raise TypeError(f"decays={decays!r} must be a list of numbers, as in [0.98, 0.99]")
-        self.decays = tuple(number("decays", d, 0.0, below=1.0) for d in decays)
+        self.decays = numbers("decays", decays, 0.0, "[0.98, 0.99]", below=1.0)
         if not self.decays or len(set(self.decays)) < len(self.decays):
             raise ValueError(f"decays={list(decays)} must be one or more different numbers, as in [0.98, 0.99]")
         self.chooses = len(self.decays) > 1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leapbench.optimizers._settings import number
+from leapbench.optimizers._settings import numbers
 from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.weights import FlatWeights
 
@@ -44,7 +44,9 @@ class GrowingAverage(Wrapper):
         moves: Sequence[float] = (0.5, 1.0, 1.5),
     ) -> None:
         super().__init__(optimizer, weights)
-        self.powers, self.moves = _numbers("powers", powers), _numbers("moves", moves)
+        self.powers, self.moves = (
+            numbers(key, values, 0.0, "[8, 20]") for key, values in (("powers", powers), ("moves", moves))
+        )
         if any(later <= g for g, later in zip(self.powers, self.powers[1:], strict=False)):
             raise ValueError(f"powers={list(powers)} must rise, as in [8, 20]")
         self.scores_live, self.chooses = not self.powers, bool(self.powers)
@@ -96,9 +98,3 @@ class GrowingAverage(Wrapper):
         self.chosen = int(index), float(move)
         for mean, saved in zip(self.means, state["means"], strict=True):
             mean.copy_(saved)
-
-
-def _numbers(key: str, values: Sequence[float]) -> tuple[float, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{key}={values!r} must be a list of numbers, as in [8, 20]")
-    return tuple(number(key, value, 0.0) for value in values)

@@ -66,12 +66,10 @@ class Orthogonal(GrowingAverage):
             raise ValueError("no parameter is a hidden matrix, which wrapper=orthogonal is for; use growing_average")
         self.start = weights.vector.clone()
         self.squares = {entry.name: self.start.new_zeros(max(entry.shape)) for entry in self.hidden if self.even}
-        self.moves_made = 0
 
     def after_step(self) -> None:
         """Every K steps the displacements get their new shape; the averages take in what is then live."""
         if (self.steps + 1) % self.every == 0:
-            self.moves_made += 1
             for entry in self.hidden:
                 self._reshape(entry)
             self.start.copy_(self.weights.vector)
@@ -86,20 +84,19 @@ class Orthogonal(GrowingAverage):
         new, length = orthogonalised(moved, self.dtype) if self.flat else moved, moved.norm()
         if self.even:
             square, mean = new.square().mean(1), self.squares[entry.name]
-            mean.lerp_(square, 1.0 if self.moves_made == 1 else 1 - BETA)
+            mean.lerp_(square, 1.0 if self.steps < self.every else 1 - BETA)
             new = new / mean.sqrt().clamp(min=TINY)[:, None]
         torch.add(start, new * (length / new.norm().clamp(min=TINY)), out=live)
 
     def state_dict(self) -> dict[str, Any]:
         """Those of the averages, where the displacements begin, and the neurons' mean squares."""
-        more = {"start": self.start, "squares": self.squares, "moves_made": self.moves_made}
+        more = {"start": self.start, "squares": self.squares}
         return super().state_dict() | more
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the state of a checkpoint."""
         super().load_state_dict(state)
         self.start.copy_(state["start"])
-        self.moves_made = state["moves_made"]
         for name, mean in self.squares.items():
             mean.copy_(state["squares"][name])
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from submitit.core.utils import UncompletedJobError
 
 from helpers import DROPOUT, EVERY_3_STEPS, NO_CHECKPOINTS, captured, records
@@ -74,6 +75,23 @@ def test_a_signal_is_answered_after_a_checkpoint(fresh_lab, monkeypatch, handler
     assert steps == list(range(24))  # no step twice
     assert records(folder) == expected
     assert signal.getsignal(signum) == handler
+
+
+@pytest.mark.parametrize(("handler", "raised"), [(requeue, Terminated), (refuse, UncompletedJobError)])
+def test_a_signal_while_the_model_is_built_is_no_fault_of_the_model(fresh_lab, monkeypatch, handlers, handler, raised):
+    signal.signal(signal.SIGUSR2, handler)
+    build = transformers.AutoModelForCausalLM.from_config
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", interrupted)
+    config = fresh_lab.config()
+    with pytest.raises(raised):
+        run(config)
+    assert not config.folder.exists()
+    assert signal.getsignal(signal.SIGUSR2) == handler
 
 
 def test_a_signal_in_the_last_step_is_passed_on_at_the_end(handlers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,12 +60,14 @@ def run(config: RunConfig, draw: Callable[[Path], dict[str, Path]] | None = None
     folder = RunFolder(config.folder)
     if outcome := _ended(config):
         return outcome
-    prepared = prepare(config)
-    device = prepared.device
-    workload = Workload(config, device) if prepared.reason is None else None
-    if workload is not None:
-        step_class(config).check(workload)
-        check_network(config, FlatWeights.of(workload.model).layout, prepared.skipped)
+    # submitit's handler ends by an ordinary exception, which an import or a model being built reports as its own.
+    with Deferred(signal.SIGUSR2):
+        prepared = prepare(config)
+        device = prepared.device
+        workload = Workload(config, device) if prepared.reason is None else None
+        if workload is not None:
+            step_class(config).check(workload)
+            check_network(config, FlatWeights.of(workload.model).layout, prepared.skipped)
     try:
         folder.acquire()
     except (NotADirectoryError, FileExistsError, FileNotFoundError):

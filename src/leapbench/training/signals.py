@@ -29,19 +29,23 @@ def terminate(signum: int, frame: FrameType | None = None) -> None:
 
 
 class Deferred:
-    """`with Deferred() as stop:` defers SIGNALS until `stop.obey()`, or the end of the block.
+    """`with Deferred() as stop:` defers signals until `stop.obey()`, or the end of the block.
 
     Outside the main thread, where Python has no signal handlers, it does nothing.
+
+    Args:
+        signals: their numbers; default SIGNALS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *signals: int) -> None:
+        self._signals = signals or SIGNALS
         self.asked: list[int] = []
         self._broken_off = False
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> Deferred:
         if threading.current_thread() is threading.main_thread():
-            for signum in SIGNALS:
+            for signum in self._signals:
                 self._previous[signum] = signal.signal(signum, self._note)
         return self
 

@@ -8,6 +8,17 @@ from numbers import Real
 from typing import Any
 
 
+def flag(key: str, value: Any) -> bool:
+    """`value`, given as `key`.
+
+    Raises:
+        TypeError: it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{key}={value!r} must be true or false")
+    return value
+
+
 def number(key: str, value: Any, least: float, most: float = math.inf, *, below: float = math.inf) -> float:
     """`value`, given as `key`, as a float.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leapbench.optimizers._choice import lowest
 from leapbench.optimizers._settings import numbers
 from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.weights import FlatWeights
@@ -60,8 +61,7 @@ class Ema(Wrapper):
         if not self.steps:
             return
         losses = {d: loss_of(self.means.get(d, self.weights.vector)) for d in self.decays}
-        finite = {d: loss for d, loss in losses.items() if loss == loss}
-        self.chosen = min(finite, key=finite.__getitem__, default=self.chosen)
+        self.chosen = lowest(losses, self.chosen)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, the choice and the number of steps."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leapbench.optimizers._choice import lowest
 from leapbench.optimizers._settings import numbers
 from leapbench.optimizers.wrapper import Wrapper
 from leapbench.prediction.weights import FlatWeights
@@ -45,7 +46,8 @@ class GrowingAverage(Wrapper):
     ) -> None:
         super().__init__(optimizer, weights)
         self.powers, self.moves = (
-            numbers(key, values, 0.0, "[8, 20]") for key, values in (("powers", powers), ("moves", moves))
+            numbers(key, values, 0.0, example)
+            for key, values, example in (("powers", powers, "[8, 20]"), ("moves", moves, "[0.5, 1]"))
         )
         if any(later <= g for g, later in zip(self.powers, self.powers[1:], strict=False)):
             raise ValueError(f"powers={list(powers)} must rise, as in [8, 20]")
@@ -74,8 +76,7 @@ class GrowingAverage(Wrapper):
             self.chosen = choice
             scored = self.scored()
             losses[choice] = loss_of(self.weights.vector if scored is None else scored)
-        finite = {choice: loss for choice, loss in losses.items() if loss == loss}
-        self.chosen = min(finite, key=finite.__getitem__, default=(len(self.powers) - 1, 0.0))
+        self.chosen = lowest(losses, (len(self.powers) - 1, 0.0))
 
     def _choices(self) -> Iterator[tuple[int, float]]:
         """Number of an average, and how far it is moved on; -1 for the live weights."""

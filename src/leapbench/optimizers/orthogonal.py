@@ -10,6 +10,7 @@ from torch import Tensor
 
 from leapbench.config.choices import Precision
 from leapbench.names import choice, whole
+from leapbench.optimizers._settings import flag
 from leapbench.optimizers.growing_average import GrowingAverage
 from leapbench.optimizers.muon import NOT_HIDDEN, is_hidden
 from leapbench.prediction.weights import Entry, FlatWeights
@@ -58,7 +59,7 @@ class Orthogonal(GrowingAverage):
         not_hidden: Sequence[str] = NOT_HIDDEN,
     ) -> None:
         super().__init__(optimizer, weights, powers, moves)
-        self.every, self.flat, self.even = whole("every", every, 1), bool(flat), bool(even)
+        self.every, self.flat, self.even = whole("every", every, 1), flag("flat", flat), flag("even", even)
         self.dtype = getattr(torch, choice(Precision, precision, "precision"))
         self.period = self.every
         self.hidden = [entry for entry in weights.layout if is_hidden(entry.name, len(entry.shape), not_hidden)]

@@ -1,11 +1,14 @@
 """The tables and figures of pipelines, from runs of a few steps."""
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from helpers import Lab
 from leapbench import tables
 from leapbench.figures import write_figures
+from leapbench.figures.pipeline import arms
 from leapbench.names import PROJECT, SUMMARY
 from leapbench.records.files import write_json
 from leapbench.records.read import load_suite
@@ -69,6 +72,30 @@ def test_arms_are_compared_with_the_same_seeds_without_delay_and_with_stashing(s
     assert (frame["extra_bytes"].fillna(0) == frame["formula_bytes"].fillna(0)).all()
     assert frame.loc[(4, "stash"), "extra_bytes"] > frame.loc[(4, "ema_pipeline/ramp"), "extra_bytes"] > 0
     assert frame.loc[(4, "linear+stash"), "extra_bytes"] == 2 * frame.loc[(4, "stash"), "extra_bytes"]
+
+
+def test_the_figure_shows_every_arm_over_stashing_the_best_first(suite, published):
+    frame = next(table for table in tables.build(suite, published) if table.name == "pipeline").frame
+    four = frame[frame["stages"] == 4].sort_values("over_stash")
+    assert is_shown(frame) == (["final loss over stash's"], [*four["over_stash"]], [*four["arm"]])
+    frame = frame[frame["arm"] != "stash"]
+    four = frame[frame["stages"] == 4].sort_values("loss_nats")
+    assert is_shown(frame) == (["final validation loss [nats]"], [*four["loss_nats"]], [*four["arm"]])
+    twice = pd.concat([four, four.assign(delay_model="S")])
+    assert len(is_shown(twice)[2]) == 2 * len(four) and "latest, S" in is_shown(twice)[2]
+    assert arms(frame[frame["arm"] == "sequential"], "none") is None
+
+
+def is_shown(frame):
+    """Of the panel with the most stages: its axis, its dots from the top, their labels without the asterisk."""
+    figure = arms(frame, "a workload")
+    *_, panel, memory = figure.axes
+    dots = panel.collections[-1].get_offsets()
+    labels = [text.get_text().replace("*", "") for text in figure.axes[0].get_yticklabels()]
+    found = [panel.get_xlabel()], [float(x) for x, _ in sorted(dots, key=lambda dot: dot[1])], labels
+    assert len(memory.patches) == len(dots)
+    plt.close(figure)
+    return found
 
 
 def test_the_documents_show_the_arms(suite, published, tmp_path):

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from leapbench.config.arms import SEQUENTIAL, source_of
+from leapbench.config.arms import AVERAGING, SEQUENTIAL, source_of
 from leapbench.figures.style import (
     as_mean,
     grid,
     mean_over,
     plain_log,
-    predictor_legend,
     predictor_styles,
     titled,
     with_interval,
 )
+from leapbench.tables.pipeline import STASH
 
 INFERRED = "*: INFERRED, or from memory"
+RECONSTRUCTED, PREDICTED, KEPT = "past weights reconstructed", "future weights predicted", "stash, latest"
+KIND_COLOUR = {RECONSTRUCTED: "#0072B2", PREDICTED: "#D55E00", KEPT: "#4D4D4D"}
 
 
 def arms(frame: pd.DataFrame, name: str) -> Figure | None:
-    """Final loss, and memory beyond the live weights, against the number of stages: a line per arm.
+    """Final loss over that of exact stashing, a panel per number of stages, and memory beyond the live weights.
+
+    Without exact stashing it is the loss itself.
 
     Args:
         frame: of the table `pipeline`, for one workload.
@@ -32,29 +34,35 @@ def arms(frame: pd.DataFrame, name: str) -> Figure | None:
     late = frame[frame["arm"] != SEQUENTIAL]
     if late.empty:
         return None
-    styles = _labelled(late["arm"])
-    figure, axes = grid(1, 2, 4.6, 3.6, sharey=False)
-    loss, memory = axes[0]
+    late = late.assign(label=_rows_of(late))
+    stashed = late["arm"] == STASH
+    is_ratio = set(late.loc[stashed, "stages"]) == set(late["stages"])
+    measure = "over_stash" if is_ratio else "loss_nats"
     stages = sorted(late["stages"].unique())
-    for ax in (loss, memory):
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(stages, [str(n) for n in stages])
-        ax.set_xlabel("stages")
-    for arm, rows in late.groupby("arm", sort=False):
-        # Where an arm has several rows in a place (microbatches, timings, rates), each is a point of its own.
-        rows = rows.sort_values("stages")
-        means = as_mean(rows, "loss_nats")
-        line = "-" if rows["stages"].is_unique else "none"
-        with_interval(loss, rows["stages"].to_numpy(dtype=float), means, *styles[_label(str(arm))], line)
-        colour, marker = styles[_label(str(arm))]
-        memory.plot(rows["stages"], rows["extra_bytes"] / 1e6, color=colour, marker=marker, ms=4.5, ls=line)
-    for mean in frame.loc[frame["arm"] == SEQUENTIAL, "loss_nats"]:
-        loss.axhline(mean, color="#000000", ls="--", lw=1.2)
-    plain_log(loss)
-    loss.set_ylabel("final validation loss [nats]")
-    memory.set_ylabel("extra weights [MB]")
-    predictor_legend(figure, list(styles))
-    titled(figure, f"Delayed gradients: {name}\n{mean_over(late)}; dashed: no delay; {INFERRED}")
+    most = late[late["stages"] == stages[-1]].sort_values(measure)
+    place = {label: y for y, label in enumerate(dict.fromkeys([*most["label"], *late["label"]]))}
+    figure, axes = grid(1, len(stages) + 1, 2.5, 0.24 * len(place) + 0.4, sharex=False)
+    *losses, memory = axes[0]
+    for ax, n in zip(losses, stages, strict=True):
+        rows = late[late["stages"] == n]
+        y, colours = rows["label"].map(place).to_numpy(), rows["arm"].map(_colour).to_numpy()
+        ax.hlines(y, rows[f"{measure}_ci_low"].fillna(1.0), rows[f"{measure}_ci_high"].fillna(1.0), colors=colours)
+        ax.scatter(rows[measure].fillna(1.0), y, c=colours, s=22, zorder=3)
+        of_stash = rows.loc[rows["arm"] == STASH, "loss_nats"]
+        ax.set_title(f"{n} stages" + (f"; stash: {of_stash.iloc[0]:.2f} nats" if is_ratio else ""))
+        ax.set_xlabel("final loss over stash's" if is_ratio else "final validation loss [nats]")
+        if is_ratio:
+            ax.axvline(1.0, color="#000000", ls="--", lw=1.0)
+    memory.barh(most["label"].map(place), most["extra_bytes"] / 1e6, color=most["arm"].map(_colour), height=0.6)
+    memory.set_title(f"{stages[-1]} stages")
+    memory.set_xlabel("extra weights [MB]")
+    axes[0][0].set_yticks(list(place.values()), list(place))
+    axes[0][0].invert_yaxis()
+    handles = [Line2D([], [], marker="o", ls="", color=colour, label=text) for text, colour in KIND_COLOUR.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    without = " or ".join(f"{loss:.2f}" for loss in frame.loc[frame["arm"] == SEQUENTIAL, "loss_nats"])
+    delay = f"; without delay: {without} nats" if without else ""
+    titled(figure, f"Delayed gradients: {name}{delay}\n{mean_over(late)}; {INFERRED}")
     return figure
 
 
@@ -68,7 +76,7 @@ def reconstruction(frame: pd.DataFrame, name: str) -> Figure | None:
     if measured.empty:
         return None
     cells = list(measured.groupby(["optimizer", "stages"], sort=True))
-    styles = _labelled(measured["form"])
+    styles = predictor_styles(measured["form"].map(_short).unique())
     figure, axes = grid(1, len(cells), 3.4, 3.6)
     delays = sorted(measured["delay"].unique())
     for ax, (key, rows) in zip(axes[0], cells, strict=True):
@@ -84,10 +92,14 @@ def reconstruction(frame: pd.DataFrame, name: str) -> Figure | None:
             trained = line[line["arm"] == "stash"] if (line["arm"] == "stash").any() else line
             trained = trained.sort_values("delay").drop_duplicates("delay")
             means = as_mean(trained, "error_ratio")
-            with_interval(ax, trained["delay"].to_numpy(dtype=float), means, *styles[_label(str(form))], "-")
+            with_interval(ax, trained["delay"].to_numpy(dtype=float), means, *styles[_short(str(form))], "-")
     plain_log(axes[0][0])
     axes[0][0].set_ylabel("error / drift over d updates")
-    predictor_legend(figure, list(styles))
+    handles = []
+    for form in measured["form"].unique():
+        colour, marker = styles[_short(form)]
+        handles.append(Line2D([], [], color=colour, marker=marker, ms=5, label=_label(form)))
+    figure.legend(handles=handles, loc="outside right center")
     titled(figure, f"Reconstruction error: {name}\n{mean_over(measured)}; dashed: the newest weights; {INFERRED}")
     return figure
 
@@ -97,5 +109,20 @@ def _label(arm: str) -> str:
     return f"{arm}*" if "INFERRED" in source_of(arm) or "memory" in source_of(arm) else arm
 
 
-def _labelled(names: Iterable[object]) -> dict[str, tuple[str, str]]:
-    return predictor_styles(np.unique([_label(str(name)) for name in names]).tolist())
+def _short(form: str) -> str:
+    """`linear` for `linear+latest`: the predictor alone, which has a style of its own."""
+    return form.partition("+")[0]
+
+
+def _rows_of(late: pd.DataFrame) -> pd.Series:
+    """What each row is called: its arm, and what else tells it from others of as many stages."""
+    labels = late["arm"].map(_label)
+    for column, text in (("delay_model", "{}"), ("microbatches", "{} microbatches"), ("lr", "lr {:g}")):
+        if labels.to_frame().assign(stages=late["stages"]).duplicated().any() and late[column].nunique() > 1:
+            labels = labels + late[column].map((", " + text).format)
+    return labels
+
+
+def _colour(arm: str) -> str:
+    kind = PREDICTED if "+" in arm else RECONSTRUCTED if arm.partition("/")[0] in AVERAGING else KEPT
+    return KIND_COLOUR[kind]

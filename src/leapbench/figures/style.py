@@ -58,10 +58,12 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def grid(rows: int, columns: int, width: float, height: float, sharey: bool = True) -> tuple[Figure, np.ndarray]:
-    """A figure of equal panels; `width` and `height` of one panel in inches. x is shared, y with `sharey`."""
+def grid(
+    rows: int, columns: int, width: float, height: float, sharex: bool = True, sharey: bool = True
+) -> tuple[Figure, np.ndarray]:
+    """A figure of equal panels; `width` and `height` of one panel in inches."""
     size = (max(6.4, width * columns), height * rows + 1.1)
-    return plt.subplots(rows, columns, figsize=size, sharex=True, sharey=sharey, squeeze=False)
+    return plt.subplots(rows, columns, figsize=size, sharex=sharex, sharey=sharey, squeeze=False)
 
 
 def protocols_of(frame: pd.DataFrame) -> list[str]:

@@ -240,6 +240,47 @@ def test_pdt_is_the_released_loop(lab, monkeypatch):
     assert float(apart.median()) < 1e-6
 
 
+def test_ninos_loop_predicts_from_every_fifth_snapshot_and_starts_anew(lab, monkeypatch):
+    """Its loop written down, with a straight line through the last two of the five snapshots as the prediction."""
+    extra = (
+        "mode=leap", "predictor=linear", "leap=nino", "optimizer.lr=0.01", "schedule=constant", "schedule.warmup=0",
+        "train.steps=44", "train.interval=4", "K=6", "train.grad_clip=null",
+    )  # fmt: skip
+    folder, weights = trained(lab, monkeypatch, *extra)
+    config = lab.config(*extra)
+    with captured(monkeypatch) as made:
+        run(lab.config(*extra, "suite=again"))
+    workload = made[0]
+    from leapbench.models.causal_lm import build
+    from leapbench.training.workload import seed_of
+
+    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    adam = config.optimizer.settings
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.01, betas=tuple(adam["betas"]), eps=adam["eps"], weight_decay=adam["weight_decay"]
+    )
+    states, leaps = [], []
+    for step in range(1, 45):
+        workload.loss(model, workload.train_batch(step - 1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 4 == 0:
+            states.append(flat(model))
+        if len(states) == 5:
+            predicted = states[4] + 6 / 4 * (states[4] - states[3])
+            torch.nn.utils.vector_to_parameters(predicted, model.parameters())
+            states.clear()
+            leaps.append(step)
+    found = rows(folder, LEAPS)
+    assert [leap["step"] for leap in found] == [20, 40] == leaps
+    assert all(leap["adopted"] and math.isnan(leap["loss_now_nats"] or math.nan) for leap in found)
+    assert [leap["position"] for leap in found] == [20, 40]
+    # Where a gradient is near 0, AdamW turns rounding into steps.
+    apart = (weights - flat(model)).abs()
+    assert float((apart > 1e-5).float().mean()) < 1e-2
+    assert float(apart.median()) < 1e-6
+
+
 def slowed(K, losses, interval=10):
     pace = PdtPace(K=K, every=1, interval=interval)
     for loss in losses:

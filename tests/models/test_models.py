@@ -58,7 +58,13 @@ def test_published_sizes(name, vocabulary, parameters):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("fcn_small", 25_538), ("alexnet_small", 104_298), ("resnet_small", 20_130), ("vit_small", 42_490)],
+    [
+        ("fcn_small", 25_538),
+        ("alexnet_small", 104_298),
+        ("resnet_small", 20_130),
+        ("vit_small", 42_490),
+        ("mlp_small", 8_970),
+    ],
 )
 def test_small_image_classifiers_are_all_trainable(name, parameters):
     model = build_image_classifier(conf(name), 1, 32, 10, seed=0, init="scratch")
@@ -78,7 +84,7 @@ def assert_seed_alone(weights: Callable[[int], torch.Tensor]) -> None:
     assert not torch.equal(weights(4), first)
 
 
-@pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small"])
+@pytest.mark.parametrize("name", ["fcn_small", "alexnet_small", "resnet_small", "vit_small", "mlp_small"])
 def test_image_classifiers_depend_on_the_seed_alone(name):
     def weights(seed: int) -> torch.Tensor:
         model = build_image_classifier(conf(name), 1, 32, 10, seed, "scratch")

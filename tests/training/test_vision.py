@@ -21,7 +21,7 @@ from leapbench.training.run import run
 from leapbench.training.workload import Workload
 
 CPU = torch.device("cpu")
-SMALL = ("fcn", "alexnet", "resnet", "vit")
+SMALL = ("fcn", "alexnet", "resnet", "vit", "mlp")
 
 
 @pytest.fixture(scope="module")

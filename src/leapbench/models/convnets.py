@@ -1,4 +1,4 @@
-"""Two convolutional networks that `transformers` does not have, at any width."""
+"""Networks for images that `transformers` does not have, at any width."""
 
 from __future__ import annotations
 
@@ -94,6 +94,32 @@ class AlexNet(nn.Module):
     def features(self, pixel_values: Tensor) -> Tensor:
         """What the classifier sees of images (B, C, H, W): (B, hidden)."""
         return self.hidden(self.convolutions(pixel_values))
+
+    def forward(self, pixel_values: Tensor) -> Output:
+        """Images (B, C, H, W) -> logits (B, classes)."""
+        return Output(logits=self.classifier(self.features(pixel_values)))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them, of an image that is averaged down to `pooled` x `pooled` pixels first.
+
+    Args:
+        num_channels, num_labels: of the images.
+        pooled: pixels per side that the first layer sees.
+        hidden: width of each hidden layer.
+    """
+
+    def __init__(self, num_channels: int, num_labels: int, pooled: int = 8, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(pooled), nn.Flatten()]
+        for inputs, outputs in zip([num_channels * pooled * pooled, *hidden], hidden, strict=False):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.hidden = nn.Sequential(*layers)
+        self.classifier = nn.Linear(hidden[-1], num_labels)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What the classifier sees of images (B, C, H, W): (B, the last hidden width)."""
+        return self.hidden(pixel_values)
 
     def forward(self, pixel_values: Tensor) -> Output:
         """Images (B, C, H, W) -> logits (B, classes)."""

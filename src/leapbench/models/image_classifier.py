@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from leapbench.config.choices import FirstWeights, Init
 from leapbench.config.errors import ConfigError, complaint
 from leapbench.config.groups import ModelConfig
-from leapbench.models.convnets import FCN, AlexNet
+from leapbench.models.convnets import FCN, MLP, AlexNet
 from leapbench.models.seeded import seeded
 from leapbench.models.torchvision_vit import draw_first_weights
 
-CONVNETS: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet}
-USE = "use model=fcn_small, alexnet_small, resnet_small or vit_small, or another model of images"
+OWN: dict[str, type[nn.Module]] = {"fcn": FCN, "alexnet": AlexNet, "mlp": MLP}
+USE = "use model=fcn_small, alexnet_small, resnet_small, vit_small or mlp_small, or another model of images"
 
 
 def build_image_classifier(
@@ -39,8 +39,8 @@ def build_image_classifier(
     shape = {"num_channels": channels, "num_labels": classes}
     try:
         with seeded(seed):
-            if cfg.model_type in CONVNETS:
-                model = CONVNETS[cfg.model_type](**shape | cfg.config)
+            if cfg.model_type in OWN:
+                model = OWN[cfg.model_type](**shape | cfg.config)
             else:
                 model = _of_transformers(cfg, shape, size)
             if cfg.first_weights == FirstWeights.torchvision:
@@ -57,8 +57,8 @@ def build_image_classifier(
 
 def final_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """What the classifier sees of images (B, C, H, W): pooled features (B, d)."""
-    if isinstance(model, FCN | AlexNet):
-        return model.features(pixel_values)
+    if isinstance(model, tuple(OWN.values())):
+        return cast(FCN, model).features(pixel_values)
     output = cast(nn.Module, model.base_model)(pixel_values=pixel_values)
     pooled = getattr(output, "pooler_output", None)
     return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)

@@ -42,6 +42,7 @@ NOT_RUN = {
     "make rates": "takes hours; tests/tables/test_tuning.py",
     "make judge NAME=referee_micro": "takes hours; tests/referee",
     "python scripts/report.py --documents": "writes into the documents; tests/tables/test_headline.py",
+    "python scripts/learned.py": "writes into results/; tests/nowcasters/test_meta_results.py",
     "make bench": "takes minutes; tests/bench",
     "make sweep NAME=...": "stands for every sweep",
     "python checks/scale.py results/raw/ttb_embedded/a86a53f9211a results/raw/ttb_embedded/7705f2a8cca4 --runs 10000":

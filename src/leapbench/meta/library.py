@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,9 @@ class Library:
 def open_libraries(
     learned: Sequence[str], held_out: Sequence[str], span: Span, vocabulary: int | None
 ) -> tuple[Library, Library]:
-    """The trajectories to learn from and those to validate on.
+    """The trajectories to learn from and those to validate on, whose targets are always single rows.
+
+    So that trainings with other targets can be compared.
 
     Raises:
         ConfigError: one line: there are none, one is not whole or too short, they differ in their spacing, or an
@@ -149,13 +151,16 @@ def open_libraries(
         )
     architectures: dict[str, Architecture] = {}
 
-    def source(folder: Path, trajectory: Trajectory) -> Source:
+    def source(folder: Path, trajectory: Trajectory, span: Span) -> Source:
         key = digest(trajectory.layout)
         if key not in architectures:
             architectures[key] = Architecture(key, trajectory.layout, vocabulary)
         return _source(folder, trajectory, architectures[key], span)
 
-    libraries = [Library(source(folder, trajectory) for folder, trajectory in pairs) for pairs in opened]
+    libraries = [
+        Library(source(folder, trajectory, asked) for folder, trajectory in pairs)
+        for pairs, asked in zip(opened, (span, replace(span, half=0)), strict=True)
+    ]
     known = {source.architecture.key: source.folder for source in libraries[0].sources}
     for other in libraries[1].sources:
         if other.architecture.key in known:

@@ -91,7 +91,7 @@ def _averages(folder: Path, late: pd.DataFrame) -> list[str]:
         cells = [f"**{number(by[d])}**" if best[d] == form else number(by[d]) for d in delays]
         lines.append(line_of([f"`{form}`", COEFFICIENTS[Coefficient(str(form).removeprefix(begin))], *cells]))
     trained = late[late["arm"].str.startswith(begin)].groupby("stages")
-    stages, arms = max(trained, key=lambda item: len(item[1]))
+    stages, arms = max(trained, key=lambda item: (len(item[1]), item[0]))
     spread = f"{number(arms['over_stash'].min())} to {number(arms['over_stash'].max())}"
     return [
         *lines,

@@ -83,11 +83,10 @@ def job(cfg: DictConfig, runner: Callable[[RunConfig], Any] | None = None) -> di
     except Exception as error:
         if type(error).__name__ in DEAD_WORKERS:  # submitit raises it in a job that it removes from the node
             raise
-        explanation = explain(error, folder=str(cfg.get("results_dir")))
+        folder = str(cfg.get("results_dir"))
         if alone:
-            if explanation is None:
-                raise
-            _exit(*explanation)
+            give_up(error, folder)
+        explanation = explain(error, folder)
         if explanation is None:
             traceback.print_exc()
         reason = explanation[0] if explanation else f"{type(error).__name__}: {error}"
@@ -162,10 +161,7 @@ def main(task: Callable[[], Any], answers: Callable[[Sequence[str]], str | None]
         status = int(end.code or 0) if isinstance(end, Terminated) else 130
         _exit("; ".join(["interrupted", *getattr(end, "__notes__", [CONTINUE])]), status)
     except Exception as error:
-        explanation = explain(error)
-        if explanation is None:
-            raise
-        _exit(*explanation)
+        give_up(error)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -286,6 +282,17 @@ def _while_reading(error: BaseException, *places: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def give_up(error: BaseException, folder: str | None = None) -> NoReturn:
+    """End the process with the line and the status of an error that :func:`explain` knows; raise any other.
+
+    Args:
+        folder: as of :func:`explain`.
+    """
+    if (explanation := explain(error, folder)) is None:
+        raise error
+    _exit(*explanation)
 
 
 def _exit(line: str, status: int) -> NoReturn:

@@ -518,6 +518,7 @@ def test_the_command_ends_with_the_file(suite, tmp_path, monkeypatch):
     assert (end.status, end.err) == (0, "")
     (path,) = (tmp_path / "results" / "meta").glob("*/wnn_plus.safetensors")
     assert f"predictor.checkpoint={path.relative_to(tmp_path)}" in end.out and "validation loss: " in end.out
+    refused(meta_train(monkeypatch, tmp_path, "trajectories=nowhere", "progress=false"), "nowhere is no folder")
     refused(meta_train(monkeypatch, tmp_path, "network=ninja"), "network=ninja", "there are: nino, wnn, wnn_plus")
     refused(meta_train(monkeypatch, tmp_path, "stepz=3"), "stepz is not a key; did you mean steps?")
     refused(meta_train(monkeypatch, tmp_path, "network=wnn", "network.width=3"), "width is not a key")

@@ -8,7 +8,6 @@ submission looked, whatever code they run.
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -49,10 +48,7 @@ class Task:
                     "submitted; submit again"
                 )
         except Exception as error:
-            if (explanation := cli.explain(error)) is None:
-                raise
-            print(explanation[0], file=sys.stderr, flush=True)
-            sys.exit(explanation[1])
+            cli.give_up(error)
         return cli.job(cfg)
 
     def checkpoint(self) -> Any:

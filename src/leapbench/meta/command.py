@@ -27,15 +27,18 @@ def answer(arguments: Sequence[str]) -> str | None:
 
 
 def job(cfg: DictConfig) -> dict[str, str]:
-    """Carry out one training, say how it ended and where its weights are, and end with 1 if it diverged.
+    """Carry out one training, say how it ended and where its weights are. A mistake, and divergence, end the process.
 
     Args:
         cfg: the composed configuration, without Hydra's own node.
     """
-    config = resolve(cfg)
-    from leapbench.meta.run import run
+    try:
+        config = resolve(cfg)
+        from leapbench.meta.run import run
 
-    result = run(config)
+        result = run(config)
+    except Exception as error:  # here, because Hydra says a line of its own about errors that it sees
+        cli.give_up(error, str(cfg.results_dir))
     summary = result.pop("summary")
     cli.report(result)
     if result["status"] in FAILURES:

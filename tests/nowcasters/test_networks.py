@@ -377,6 +377,7 @@ def test_the_schedule_takes_the_place_of_the_horizon():
     network, history = lively(GraphNetwork(width=8)), history_of(layout, waves(layout.size))
     scheduled = nino(network, schedule_steps=150)  # one nowcast per 50 steps: 40, 13, 1
     assert torch.equal(scheduled.predict(history, 10), nino(network).predict(history, 400))
+    assert torch.equal(WnnPlus(schedule_steps=150).predict(history, 10), WnnPlus().predict(history, 400))
     later = History(
         tuple(Snapshot(s.step + 50, s.position, s.weights) for s in history.snapshots), layout, history.factor_at
     )
@@ -397,8 +398,9 @@ def test_sampled_edges_are_the_same_every_time_and_change_little():
 
 @pytest.mark.parametrize("settings", [{"edge_share": 0.0}, {"edge_share": 1.5}, {"schedule_steps": 0}])
 def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        Nino(**settings)
+    for predictor in (Nino, WnnPlus) if "schedule_steps" in settings else (Nino,):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            predictor(**settings)
 
 
 def test_parts_see_their_own_graph_alone():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leapbench.nowcasters.checkpoints import load
+from leapbench.nowcasters.horizons import published_at
 from leapbench.nowcasters.networks import CONTEXT
 from leapbench.prediction.history import History
 from leapbench.prediction.predictor import Predictor, name_of, spacing
@@ -52,6 +53,31 @@ def intervals(history: History, K: int) -> float:
     if K < 0:
         raise ValueError(f"K={K} must be 0 or more")
     return K / spacing(history.steps)
+
+
+def checked_schedule(steps: int | None) -> int | None:
+    """`steps`, given as `schedule_steps`.
+
+    Raises:
+        ValueError: it is no length of a training.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"schedule_steps={steps} must be the steps of the training, 1 or more")
+    return steps
+
+
+def ahead(history: History, K: int, schedule_steps: int | None, horizons: int) -> float:
+    """Intervals ahead: K, or where the published schedule of a training of `schedule_steps` steps is now.
+
+    Args:
+        history: five snapshots.
+        horizons: of the network.
+    """
+    asked = intervals(history, K)
+    if schedule_steps is None:
+        return asked
+    period = CONTEXT * (history.steps[1] - history.steps[0])
+    return published_at(history.now.step, schedule_steps, period, horizons)
 
 
 def rates_of(network: Any, history: History) -> tuple[float, ...]:

@@ -10,13 +10,12 @@ from torch import Tensor
 from leapbench.nowcasters.architectures import graph_of
 from leapbench.nowcasters.blocks import Folded, Nowcast
 from leapbench.nowcasters.graphs import Graph
-from leapbench.nowcasters.horizons import published_at
 from leapbench.nowcasters.networks import GraphNetwork
 from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.nowcasters.subgraphs import cut
 from leapbench.prediction.history import History
 from leapbench.prediction.weights import Layout
-from leapbench.predictors._learned import Learned, intervals, on_device, rates_of, vectors
+from leapbench.predictors._learned import Learned, ahead, checked_schedule, on_device, rates_of, vectors
 
 
 class Nino(Learned):
@@ -58,9 +57,7 @@ class Nino(Learned):
         super().__init__(checkpoint, sha256)
         if not 0 < edge_share <= 1:
             raise ValueError(f"edge_share={edge_share} must be above 0 and at most 1")
-        if schedule_steps is not None and schedule_steps < 1:
-            raise ValueError(f"schedule_steps={schedule_steps} must be the steps of the training, 1 or more")
-        self.edge_share, self.subgraphs, self.schedule_steps = edge_share, subgraphs, schedule_steps
+        self.edge_share, self.subgraphs, self.schedule_steps = edge_share, subgraphs, checked_schedule(schedule_steps)
 
     def check_network(self, layout: Layout) -> None:
         """Raise ValueError if no graph can be made of the network, or the checkpoint does not fit it."""
@@ -70,10 +67,7 @@ class Nino(Learned):
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
         h = history.last(self.context)
-        ahead = intervals(h, K)
-        if self.schedule_steps is not None:
-            period = self.context * (h.steps[1] - h.steps[0])
-            ahead = published_at(h.now.step, self.schedule_steps, period, self.network.horizons)
+        k = ahead(h, K, self.schedule_steps, self.network.horizons)
         graph = graph_of(h.layout)
         check(self.network, graph)
         snapshots = vectors(h)
@@ -81,7 +75,7 @@ class Nino(Learned):
         out = start(h.now.weights.float(), h.layout, scales, h.empty_vector())
         folded = folded_on(self.network, h.now.weights.device, rates_of(self.network, h))
         for part in cut(graph, h.layout) if self.subgraphs else (graph,):
-            Nowcast(folded, part, snapshots, scales, share=self.edge_share, seed=h.now.step).add_to(out, ahead)
+            Nowcast(folded, part, snapshots, scales, share=self.edge_share, seed=h.now.step).add_to(out, k)
         return out
 
 

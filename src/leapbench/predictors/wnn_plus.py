@@ -14,7 +14,7 @@ from leapbench.nowcasters.horizons import readout
 from leapbench.nowcasters.networks import EdgeNetwork
 from leapbench.nowcasters.scaling import scales_of, start
 from leapbench.prediction.history import History
-from leapbench.predictors._learned import Learned, intervals, on_device, rates_of, vectors
+from leapbench.predictors._learned import Learned, ahead, checked_schedule, on_device, rates_of, vectors
 
 WEIGHTS = 1 << 11  # at a time on a CPU: two tensors of 128 features stay near the core
 
@@ -32,19 +32,25 @@ class WnnPlus(Learned):
     - Between two whole k a line, below the first one towards no change.
 
     Args:
-        checkpoint, sha256: as in `nino`.
+        checkpoint, sha256, schedule_steps: as in `nino`.
 
     Raises:
         ValueError: one line: the checkpoint is not there or of another kind, K is beyond the horizons or negative,
             fewer than five snapshots, or uneven ones.
     """
 
+    def __init__(
+        self, checkpoint: str | None = None, sha256: str | None = None, schedule_steps: int | None = None
+    ) -> None:
+        super().__init__(checkpoint, sha256)
+        self.schedule_steps = checked_schedule(schedule_steps)
+
     @torch.no_grad()
     def predict(self, history: History, K: int) -> Tensor:
         """Weights K steps after `history.now`: (N,) float32."""
         h = history.last(self.context)
         network = _Folded.on(self.network, h.now.weights.device, rates_of(self.network, h))
-        matrix, constant = network.readout(intervals(h, K))
+        matrix, constant = network.readout(ahead(h, K, self.schedule_steps, self.network.horizons))
         snapshots = vectors(h)
         scales = scales_of(snapshots, h.layout)
         out = start(h.now.weights.float(), h.layout, scales, h.empty_vector())

@@ -102,7 +102,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "make sweep NAME=leap_verify_embedded": ("--dry-run",),  # tests/cluster runs sweeps
     "make sweep NAME=ttb_embedded": ("--dry-run",),
     "make sweep NAME=leap_verify_gpt2_cpu": ("--dry-run",),
-    "make sweep NAME=layerpipe2": ("--dry-run",),
+    "make sweep NAME=layerpipe2_digits": ("--dry-run",),
     "make sweep NAME=trajectories": ("--dry-run",),
 }  # fmt: skip
 

@@ -139,9 +139,9 @@ def fields(line: str) -> list[str]:
 
 
 def numbers_in(cell: str) -> list[str]:
-    """The words of a cell that are numbers: of `30-33` both, of `gpt2`, `K=5` and `0e12ab` none."""
+    """The words of a cell that are numbers: of `30-33` both, of `gpt2`, `K=5`, `ema_fixed/0.9` and `0e12ab` none."""
     words = re.sub(r"(?<=\d)-(?=\d)", " ", cell) if re.fullmatch(r"\d+-\d+", cell) else cell
-    words = [word.replace(",", "") for word in re.split(r"[\s\[\]()/±]|,(?!\d)", words)]
+    words = [word.replace(",", "") for word in re.split(r"[\s\[\]()±]|(?<=\d)/|,(?!\d)", words)]
     return [word for word in words if re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", word)]
 
 
@@ -205,7 +205,7 @@ def same_cell(source: dict[str, str], heading: str, head: list[str], row: list[C
         keys.pop("rule", None)
     names = {"method": "row"} | {name: name for name in ("regime", "predictor", "protocol", "rule", "link", "depth")}
     shown = {
-        names[name]: cell.text.split(", published")[0]
+        names[name]: cell.text.split(", published")[0].removesuffix(" (control)")
         for name, cell in zip(head, row, strict=True) if name in names and names[name] in source
     }  # fmt: skip
     if column.startswith("K="):

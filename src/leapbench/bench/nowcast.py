@@ -68,6 +68,7 @@ def methods() -> dict[str, Learned]:
         predictor.network = network.requires_grad_(False).eval()
         found[kind.__name__] = predictor
     found["Nino"].__dict__.update(edge_share=1.0, subgraphs=False, schedule_steps=None)
+    found["WnnPlus"].__dict__.update(schedule_steps=None)
     return {"nino": found["Nino"], "wnn_plus": found["WnnPlus"], "wnn": found["Wnn"]}
 
 

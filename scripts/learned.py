@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from leapbench.figures.learned import learning_curves
-from leapbench.figures.style import DPI
+from leapbench.figures.style import DPI, STYLE, plt
 from leapbench.meta.learn import CURVE
 from leapbench.meta.results import curves, page, trainings
 from leapbench.names import PROJECT, SUMMARY
@@ -30,7 +30,8 @@ def main() -> None:
     frame.to_csv(args.out / "trainings.csv", index=False, float_format="%.6g", lineterminator="\n")
     text = page(frame)
     (args.out / "trainings.md").write_text(text, encoding="utf-8")
-    learning_curves(frame, curves(args.meta, list(frame["run_id"]))).savefig(args.out / "curves.png", dpi=DPI)
+    with plt.rc_context(STYLE):
+        learning_curves(frame, curves(args.meta, list(frame["run_id"]))).savefig(args.out / "curves.png", dpi=DPI)
     print(text)
 
 

@@ -104,6 +104,7 @@ APPENDED: dict[str, tuple[str, ...]] = {
     "make sweep NAME=leap_verify_gpt2_cpu": ("--dry-run",),
     "make sweep NAME=layerpipe2_digits": ("--dry-run",),
     "make sweep NAME=trajectories": ("--dry-run",),
+    "make sweep NAME=nowcasters": ("--dry-run",),
 }  # fmt: skip
 
 

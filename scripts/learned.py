@@ -7,8 +7,10 @@ import argparse
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 from leapbench.figures.learned import learning_curves
-from leapbench.figures.style import DPI, STYLE, plt
+from leapbench.figures.style import DPI, STYLE
 from leapbench.meta.learn import CURVE
 from leapbench.meta.results import curves, page, trainings
 from leapbench.names import PROJECT, SUMMARY

@@ -24,12 +24,14 @@ from helpers import (
 )
 from leapbench.config.errors import ConfigError
 from leapbench.config.resolve import resolve
+from leapbench.models.causal_lm import build
 from leapbench.names import CHECKPOINT, EVALS, LEAPS, PROPOSALS, REGIMES, SUMMARY
 from leapbench.prediction.clock import CHARGED, Clock
 from leapbench.records import checkpoint
 from leapbench.training.pace import PdtPace
 from leapbench.training.run import run
-from leapbench.training.workload import Workload
+from leapbench.training.schedule import factor_at
+from leapbench.training.workload import Workload, seed_of
 
 LEAP = ("mode=leap", "K=3", "leap.gate=any", "leap.follow=[2,5]")
 NEVER = ("protocol=paper", "predictor=momentum")  # its candidates are so far off that no rule that looks takes them
@@ -107,19 +109,21 @@ def test_a_leap_moves_the_position_and_the_schedule(lab, monkeypatch):
     assert [row["position"] for row in evals if row["split"] == "train"] == [4, 11, 18]
 
 
+def beginning(lab, monkeypatch, *extra):
+    """What a loop written down needs of the same run: its workload for batches and loss, and a model with its first
+    weights."""
+    config = lab.config(*extra)
+    with captured(monkeypatch) as made:
+        run(lab.config(*extra, "suite=again"))
+    return made[0], build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+
+
 def test_the_learning_rate_follows_the_position(lab, monkeypatch):
     """Leaps that change nothing but the position: plain training at the schedule's later learning rates."""
     extra = (*LEAP, "predictor=persistence", "leap.rule=always", "optimizer=sgd", "model.config.n_embd=32")
     _, weights = trained(lab, monkeypatch, *extra)
     config = lab.config(*extra)
-    with captured(monkeypatch) as made:
-        run(lab.config(*extra, "suite=again"))
-    workload = made[0]
-    from leapbench.models.causal_lm import build
-    from leapbench.training.schedule import factor_at
-    from leapbench.training.workload import seed_of
-
-    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    workload, model = beginning(lab, monkeypatch, *extra)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
     factor = factor_at(config.schedule, config.train.steps)
     positions = [p for p in range(24) if p not in (4, 5, 6, 11, 12, 13, 18, 19, 20)]
@@ -201,14 +205,7 @@ def test_pdt_is_the_released_loop(lab, monkeypatch):
         "schedule.warmup=0", "train.steps=44", "train.interval=4", "K=8", "train.grad_clip=null",
     )  # fmt: skip
     folder, weights = trained(lab, monkeypatch, *extra)
-    config = lab.config(*extra)
-    with captured(monkeypatch) as made:
-        run(lab.config(*extra, "suite=again"))
-    workload = made[0]
-    from leapbench.models.causal_lm import build
-    from leapbench.training.workload import seed_of
-
-    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
+    workload, model = beginning(lab, monkeypatch, *extra)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     h, tau, T0 = 5, 3, 5
     H, predicted, shares = [], 0, []
@@ -247,15 +244,8 @@ def test_ninos_loop_predicts_from_every_fifth_snapshot_and_starts_anew(lab, monk
         "train.steps=44", "train.interval=4", "K=6", "train.grad_clip=null",
     )  # fmt: skip
     folder, weights = trained(lab, monkeypatch, *extra)
-    config = lab.config(*extra)
-    with captured(monkeypatch) as made:
-        run(lab.config(*extra, "suite=again"))
-    workload = made[0]
-    from leapbench.models.causal_lm import build
-    from leapbench.training.workload import seed_of
-
-    model = build(config.model, 256, 16, seed_of(config, "init"), "scratch").train()
-    adam = config.optimizer.settings
+    workload, model = beginning(lab, monkeypatch, *extra)
+    adam = lab.config(*extra).optimizer.settings
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.01, betas=tuple(adam["betas"]), eps=adam["eps"], weight_decay=adam["weight_decay"]
     )

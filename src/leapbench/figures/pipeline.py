@@ -46,8 +46,8 @@ def arms(frame: pd.DataFrame, name: str) -> Figure | None:
     for ax, n in zip(losses, stages, strict=True):
         rows = late[late["stages"] == n]
         y, colours = rows["label"].map(place).to_numpy(), rows["arm"].map(_colour).to_numpy()
-        ax.hlines(y, rows[f"{measure}_ci_low"].fillna(1.0), rows[f"{measure}_ci_high"].fillna(1.0), colors=colours)
-        ax.scatter(rows[measure].fillna(1.0), y, c=colours, s=22, zorder=3)
+        ax.hlines(y, rows[f"{measure}_ci_low"], rows[f"{measure}_ci_high"], colors=colours)
+        ax.scatter(rows[measure], y, c=colours, s=22, zorder=3)
         of_stash = rows.loc[rows["arm"] == STASH, "loss_nats"]
         ax.set_title(f"{n} stages" + (f"; stash: {of_stash.iloc[0]:.2f} nats" if is_ratio else ""))
         ax.set_xlabel("final loss over stash's" if is_ratio else "final validation loss [nats]")

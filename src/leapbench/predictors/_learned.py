@@ -76,8 +76,7 @@ def ahead(history: History, K: int, schedule_steps: int | None, horizons: int) -
     asked = intervals(history, K)
     if schedule_steps is None:
         return asked
-    period = CONTEXT * (history.steps[1] - history.steps[0])
-    return published_at(history.now.step, schedule_steps, period, horizons)
+    return published_at(history.now.step, schedule_steps, CONTEXT * spacing(history.steps), horizons)
 
 
 def rates_of(network: Any, history: History) -> tuple[float, ...]:
